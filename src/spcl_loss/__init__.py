@@ -1,0 +1,15 @@
+"""Supervised Prototypical Contrastive Learning (SPCL, EMNLP 2022) for any PyTorch training loop."""
+
+from spcl_loss.curriculum import DifficultyCurriculumSampler, prototype_difficulty
+from spcl_loss.loss import SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
+from spcl_loss.memory import PrototypeMemory
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DifficultyCurriculumSampler",
+    "PrototypeMemory",
+    "SupervisedPrototypicalContrastiveLoss",
+    "prototype_difficulty",
+    "supervised_prototypical_contrastive_loss",
+]

@@ -1,0 +1,109 @@
+"""Raise-helpers: every error of the public functions names what was expected, what came and the remedy.
+
+Looking at the values of a tensor makes the host wait for a GPU, so value checks run on CPU tensors; on a GPU they are
+device-side assertions. A compiled graph carries none: it cannot branch on values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; received {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a Python number; received {type(value).__name__}. Pass a float, such as 0.05")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number above 0; received {value}")
+
+
+def check_size(name: str, value: int, minimum: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; received {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; received {value}")
+
+
+def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
+    """A floating tensor of this shape; a letter in `shape` stands for any size."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor; received {type(tensor).__name__}. torch.as_tensor converts arrays")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor; received {tensor.dtype}. Convert with {name}.float()")
+    check_shape(name, tensor, shape)
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
+    matches = tensor.dim() == len(shape) and all(
+        isinstance(size, str) or tensor.shape[axis] == size for axis, size in enumerate(shape)
+    )
+    if not matches:
+        expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+        raise ValueError(f"{name} must have shape {expected}; received {tuple(tensor.shape)}")
+
+
+def check_mask(name: str, tensor: Tensor, size: int | None) -> None:
+    """A boolean vector with one entry a prototype; `size` None says that there are no prototypes to mask."""
+    if size is None:
+        raise ValueError(f"{name} needs prototypes; received prototypes=None. Pass both or neither")
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+        received = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a bool tensor; received {received}. Compare, as in counts > 0, to get one")
+    check_shape(name, tensor, (size,))
+
+
+def check_device(name: str, tensor: Tensor, reference: str, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(
+            f"{name} must be on the device of {reference}, {device}; received {tensor.device}. "
+            f"Move it with .to({str(device)!r})"
+        )
+
+
+def check_labels(
+    labels: Tensor, rows: int, device: torch.device, num_classes: int | None, ignore_index: int | None
+) -> None:
+    """Integer labels, one a row, each a class of [0, num_classes) or `ignore_index`."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor; received {type(labels).__name__}. torch.as_tensor converts lists")
+    if labels.dtype not in _INTEGERS:
+        raise TypeError(f"labels must be an integer tensor; received {labels.dtype}. Convert with labels.long()")
+    check_shape("labels", labels, (rows,))
+    check_device("labels", labels, "embeddings", device)
+    if rows == 0 or torch.compiler.is_compiling() or device.type == "meta" or torch._C._functorch.maybe_current_level():
+        return
+    upper = "" if num_classes is None else f" below {num_classes}"
+    ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
+    message = f"labels must be classes from 0 on{upper}{ignored}"
+    if device.type == "cpu":
+        _check_label_values(labels, num_classes, ignore_index, message)
+    else:
+        torch._assert_async(_valid_labels(labels.long(), num_classes, ignore_index).all(), message)
+
+
+def _check_label_values(labels: Tensor, num_classes: int | None, ignore_index: int | None, message: str) -> None:
+    smallest, largest = (int(bound) for bound in labels.long().aminmax())
+    if smallest >= 0 and (num_classes is None or largest < num_classes):
+        return
+    wrong = labels[~_valid_labels(labels.long(), num_classes, ignore_index)]
+    if wrong.numel():
+        raise ValueError(
+            f"{message}; received {int(wrong[0])}. Number the classes from 0 on, or check the number of classes"
+        )
+
+
+def _valid_labels(labels: Tensor, num_classes: int | None, ignore_index: int | None) -> Tensor:
+    in_range = labels >= 0
+    if num_classes is not None:
+        in_range &= labels < num_classes
+    return in_range if ignore_index is None else in_range | (labels == ignore_index)

@@ -1,0 +1,418 @@
+"""The equations: one loss of which SPCL, SPDCL, SupCon, BCL and EACL's term are settings."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from spcl_loss._checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_labels,
+    check_mask,
+    check_positive,
+    check_size,
+)
+from spcl_loss._normalize import unit_rows
+from spcl_loss._similarity import IMPLEMENTATIONS, contrast_statistics
+from spcl_loss.distributed import gather_rows, row_counts, world_size
+from spcl_loss.memory import PrototypeMemory
+
+_SIMILARITIES = ("shifted_cosine", "cosine")
+_POSITIVES = ("inside", "outside")
+_CONTRASTS = ("all", "negatives", "class_balanced")
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def supervised_prototypical_contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    prototypes: Tensor | None = None,
+    *,
+    temperature: float = 0.05,
+    similarity: str = "shifted_cosine",
+    positives: str = "inside",
+    contrast: str = "all",
+    easy_threshold: float | None = None,
+    prototype_anchors: bool = False,
+    prototype_mask: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    process_group: dist.ProcessGroup | None = None,
+    gather_distributed: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    r"""Supervised contrastive loss of a batch in which class prototypes are candidates too.
+
+    The candidates of anchor i are the other rows of the batch and the prototypes; its positives P(i) are the n_i
+    candidates with its label. With scores s_ij the loss of anchor i is ``denominator - numerator``, where::
+
+        numerator    "inside"          log( sum_{p in P(i)} exp(s_ip) / n_i )
+                     "outside"         sum_{p in P(i)} s_ip / n_i
+        denominator  "all"             log sum_j exp(s_ij)                over all candidates
+                     "negatives"       log sum_j exp(s_ij)                over those with another label
+                     "class_balanced"  log sum_j exp(s_ij) / w_ij         over all candidates, w_ij being how many
+                                       candidates share j's class, the anchor counted, less one for a positive
+
+    Anchors with no positive do not count, nor do, with ``contrast="negatives"``, those with no negative. Where no
+    anchor counts the loss is a zero with a gradient graph. A NaN or an infinity in a row that counts makes it NaN.
+
+    Args:
+        embeddings: (N, D) floating, any strides and any scale: rows are normalised here. Half precision is computed
+            in float32.
+        labels: (N,) integer classes; a row labelled `ignore_index` is neither anchor nor candidate.
+        prototypes: (C, D), row c standing for class c; gradients reach it where it requires them. None for a loss
+            over the batch alone.
+        temperature: divides the similarity.
+        similarity: "cosine" for cos, "shifted_cosine" for (1 + cos) / 2, which is the authors' choice: its temperature
+            0.05 is 0.10 on the plain cosine.
+        positives: "inside" or "outside" the logarithm.
+        contrast: "all", "negatives" or "class_balanced".
+        easy_threshold: leaves out anchors whose loss is not above it. None keeps all.
+        prototype_anchors: whether prototypes are anchors too, behind the rows of the batch.
+        prototype_mask: (C,) bool, which prototypes exist. None for all.
+        class_weights: (C,) weight of an anchor by its label.
+        sample_weight: (N,) weight of an anchor; that of a prototype is 1.
+        ignore_index: the label of rows to leave out.
+        reduction: "mean" is weighted, sum of w_i loss_i over sum of w_i, as in `torch.nn.functional.cross_entropy`;
+            "sum" is the sum of w_i loss_i; "none" gives w_i loss_i for each anchor, zero for those that do not count.
+        process_group: the ranks of `gather_distributed`. None for all.
+        gather_distributed: whether the rows of all ranks form one batch. The loss is then the same on every rank, and
+            its gradients become those of a single process when DDP averages them. False: this rank's rows only.
+        impl: "auto", or the backend to use; results are the same.
+
+    Returns:
+        A scalar, or with ``reduction="none"`` a vector (N,), or (N + C,) with `prototype_anchors`. Float64 for float64
+        embeddings, else float32.
+
+    Raises:
+        TypeError: an argument is no tensor or has the wrong kind of dtype.
+        ValueError: a shape, a device, a label or an option does not fit; the message says what would.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.tensor([[1.0, 0.1], [0.9, 0.0], [0.0, 1.0]])
+        >>> labels = torch.tensor([0, 0, 1])
+        >>> prototypes = torch.eye(2)
+        >>> loss = supervised_prototypical_contrastive_loss(embeddings, labels, prototypes, temperature=0.1)
+        >>> print(f"{loss:.4f}")
+        0.4762
+
+    Reference:
+        Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
+        EMNLP 2022, equations 3 to 6.
+    """
+    _check_options(temperature, similarity, positives, contrast, reduction, impl)
+    _check_tensors(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, ignore_index)
+    if gather_distributed and world_size(process_group) > 1:
+        counts = row_counts(labels, process_group)
+        embeddings = gather_rows(embeddings, counts, process_group)
+        labels = gather_rows(labels, counts, process_group)
+        if sample_weight is not None:
+            sample_weight = gather_rows(sample_weight, counts, process_group)
+
+    with _full_precision(embeddings.device.type):
+        rows, classes = _candidates(embeddings, labels, prototypes, prototype_mask, ignore_index)
+        num_anchors = rows.shape[0] if prototype_anchors else embeddings.shape[0]
+        losses, counted = _anchor_losses(
+            rows, classes, num_anchors, _score_scale(similarity, temperature), positives, contrast, impl
+        )
+        if easy_threshold is not None:
+            counted = counted & ~(losses <= easy_threshold)  # not `losses > threshold`: a NaN has to come through
+        weights = _anchor_weights(losses, classes[:num_anchors], class_weights, sample_weight)
+        return _reduce(losses, counted, weights, reduction)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Autocast, where it is on, would round the scores to half precision."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def _score_scale(similarity: str, temperature: float) -> float:
+    """Factor from cosine to score. The constant 0.5 / temperature of the shifted cosine cancels in every loss."""
+    return (0.5 if similarity == "shifted_cosine" else 1.0) / temperature
+
+
+def _candidates(
+    embeddings: Tensor, labels: Tensor, prototypes: Tensor | None, prototype_mask: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Unit rows of batch and prototypes (R, D), and their classes (R,), -1 marking rows that are no candidates."""
+    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    rows, classes = embeddings.to(dtype), labels.long()
+    classes = classes.masked_fill(classes == ignore_index, -1)
+    if prototypes is not None:
+        own_class = torch.arange(prototypes.shape[0], device=labels.device)
+        if prototype_mask is not None:
+            own_class = own_class.masked_fill(~prototype_mask, -1)
+        rows, classes = torch.cat([rows, prototypes.to(dtype)]), torch.cat([classes, own_class])
+    # What a row that is no candidate holds, NaN included, must not reach the gradients of the others.
+    return unit_rows(rows.masked_fill(classes[:, None] < 0, 0)), classes
+
+
+def _anchor_losses(
+    rows: Tensor, classes: Tensor, num_anchors: int, scale: float, positives: str, contrast: str, impl: str
+) -> tuple[Tensor, Tensor]:
+    """Loss of each anchor (A,), and whether it has what it takes to count (A,)."""
+    class_sizes = _class_sizes(classes)
+    log_weights = -class_sizes.to(rows.dtype).log() if contrast == "class_balanced" else None
+    negative_lse, positive_lse, positive_sum = contrast_statistics(
+        rows,
+        classes,
+        log_weights,
+        scale=scale,
+        num_anchors=num_anchors,
+        with_sum=positives == "outside",
+        impl=impl,
+    )
+    num_positives = class_sizes[:num_anchors] - 1
+    counted = (classes[:num_anchors] >= 0) & (num_positives > 0)
+    divisor = num_positives.clamp_min(1).to(rows.dtype)
+    positive_mean = positive_lse - divisor.log()
+    numerator = positive_mean if positives == "inside" else positive_sum / divisor
+    if contrast == "negatives":
+        num_candidates = (classes >= 0).sum()
+        return negative_lse - numerator, counted & (class_sizes[:num_anchors] < num_candidates)
+    positive_part = positive_mean if contrast == "class_balanced" else positive_lse
+    return torch.logaddexp(negative_lse, positive_part) - numerator, counted
+
+
+def _class_sizes(classes: Tensor) -> Tensor:
+    """How many rows share each row's class; by sorting, since the number of classes may be unknown or huge."""
+    ordered = classes.sort().values
+    return torch.searchsorted(ordered, classes, right=True) - torch.searchsorted(ordered, classes)
+
+
+def _anchor_weights(
+    losses: Tensor, classes: Tensor, class_weights: Tensor | None, sample_weight: Tensor | None
+) -> Tensor | None:
+    if class_weights is None and sample_weight is None:
+        return None
+    weights = torch.ones_like(losses)
+    if sample_weight is not None:
+        prototypes = losses.shape[0] - sample_weight.shape[0]
+        weights = nn.functional.pad(sample_weight.to(losses.dtype), (0, prototypes), value=1.0)
+    if class_weights is not None:
+        weights = weights * class_weights.to(losses.dtype)[classes.clamp_min(0)]
+    return weights
+
+
+def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    weighted = (losses if weights is None else losses * weights).masked_fill(~counted, 0)
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    total_weight = (counted if weights is None else weights.masked_fill(~counted, 0)).sum()
+    return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
+
+
+def _check_options(
+    temperature: float, similarity: str, positives: str, contrast: str, reduction: str, impl: str
+) -> None:
+    check_positive("temperature", temperature)
+    check_choice("similarity", similarity, _SIMILARITIES)
+    check_choice("positives", positives, _POSITIVES)
+    check_choice("contrast", contrast, _CONTRASTS)
+    check_choice("reduction", reduction, _REDUCTIONS)
+    check_choice("impl", impl, IMPLEMENTATIONS)
+
+
+def _check_tensors(
+    embeddings: Tensor,
+    labels: Tensor,
+    prototypes: Tensor | None,
+    prototype_mask: Tensor | None,
+    class_weights: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+) -> None:
+    check_floating("embeddings", embeddings, ("N", "D"))
+    rows, width = embeddings.shape
+    check_size("the width of embeddings", width)
+    num_classes = None
+    if class_weights is not None:
+        check_floating("class_weights", class_weights, ("C",))
+        check_device("class_weights", class_weights, "embeddings", embeddings.device)
+        num_classes = class_weights.shape[0]
+    if prototypes is not None:
+        check_floating("prototypes", prototypes, ("C" if num_classes is None else num_classes, width))
+        check_device("prototypes", prototypes, "embeddings", embeddings.device)
+        num_classes = prototypes.shape[0]
+    if prototype_mask is not None:
+        check_mask("prototype_mask", prototype_mask, num_classes if prototypes is not None else None)
+        check_device("prototype_mask", prototype_mask, "embeddings", embeddings.device)
+    if sample_weight is not None:
+        check_floating("sample_weight", sample_weight, (rows,))
+        check_device("sample_weight", sample_weight, "embeddings", embeddings.device)
+    check_labels(labels, rows, embeddings.device, num_classes, ignore_index)
+
+
+class SupervisedPrototypicalContrastiveLoss(nn.Module):
+    """The loss with a memory of its own: prototypes are drawn, the batch is compared, then it enters the queues.
+
+    In training mode every call draws a new support set and enqueues the batch. In evaluation mode the prototypes are
+    the centroids and nothing changes, so the value depends on the arguments and the memory alone.
+
+    Args:
+        num_classes: C.
+        embedding_dim: D.
+        temperature: see `supervised_prototypical_contrastive_loss`, as for every option not listed here.
+        queue_size: M, how many embeddings each class remembers.
+        support_size: K, how many of them make a prototype.
+        memory: a `PrototypeMemory` to use, shared or restored; then `queue_size`, `support_size` and `seed` are unused.
+        seed: of the draws.
+
+    Raises:
+        TypeError: an argument has the wrong kind.
+        ValueError: a size or an option does not fit; the message says what would.
+
+    Example:
+        >>> import torch
+        >>> criterion = SupervisedPrototypicalContrastiveLoss(num_classes=3, embedding_dim=8)
+        >>> embeddings = torch.randn(16, 8, requires_grad=True)
+        >>> loss = criterion(embeddings, torch.arange(16) % 3)
+        >>> loss.backward()
+        >>> criterion.predict(embeddings).shape
+        torch.Size([16])
+
+    Reference:
+        Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
+        EMNLP 2022, section 3.2.
+    """
+
+    memory: PrototypeMemory
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        temperature: float = 0.05,
+        queue_size: int = 256,
+        support_size: int = 64,
+        memory: PrototypeMemory | None = None,
+        seed: int = 0,
+        similarity: str = "shifted_cosine",
+        positives: str = "inside",
+        contrast: str = "all",
+        easy_threshold: float | None = None,
+        prototype_anchors: bool = False,
+        class_weights: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: dist.ProcessGroup | None = None,
+        gather_distributed: bool = False,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_options(temperature, similarity, positives, contrast, reduction, impl)
+        if memory is None:
+            memory = PrototypeMemory(
+                num_classes,
+                embedding_dim,
+                queue_size=queue_size,
+                support_size=support_size,
+                seed=seed,
+                ignore_index=ignore_index,
+            )
+        elif (memory.num_classes, memory.embedding_dim) != (num_classes, embedding_dim):
+            raise ValueError(
+                f"memory must hold num_classes={num_classes} and embedding_dim={embedding_dim}; received one of "
+                f"{memory.num_classes} and {memory.embedding_dim}. Build it with the same sizes"
+            )
+        if class_weights is not None:
+            check_floating("class_weights", class_weights, (num_classes,))
+        self.memory = memory
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.temperature = temperature
+        self.similarity = similarity
+        self.positives = positives
+        self.contrast = contrast
+        self.easy_threshold = easy_threshold
+        self.prototype_anchors = prototype_anchors
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.process_group = process_group
+        self.gather_distributed = gather_distributed
+        self.impl = impl
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        update_memory: bool | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (N, D) floating, not normalised.
+            labels: (N,) integer.
+            sample_weight: (N,) weight of an anchor.
+            update_memory: whether the draw counter moves on and the batch is enqueued. None: in training mode. False
+                leaves all state alone, so that a second pass over the same batch sees the same prototypes.
+
+        Returns:
+            As `supervised_prototypical_contrastive_loss`.
+        """
+        if update_memory is None:
+            update_memory = self.training
+        if self.training:
+            prototypes, exists = self.memory.prototypes(advance=update_memory)
+        else:
+            prototypes, exists = self.memory.centroids()
+        loss = supervised_prototypical_contrastive_loss(
+            embeddings,
+            labels,
+            prototypes,
+            temperature=self.temperature,
+            similarity=self.similarity,
+            positives=self.positives,
+            contrast=self.contrast,
+            easy_threshold=self.easy_threshold,
+            prototype_anchors=self.prototype_anchors,
+            prototype_mask=exists,
+            class_weights=self.class_weights,
+            sample_weight=sample_weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            process_group=self.process_group,
+            gather_distributed=self.gather_distributed,
+            impl=self.impl,
+        )
+        if update_memory:
+            self.memory.update(embeddings, labels)
+        return loss
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none."""
+        check_floating("embeddings", embeddings, ("N", self.memory.embedding_dim))
+        centroids, exists = self.memory.centroids()
+        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+        with _full_precision(embeddings.device.type):
+            scores = unit_rows(embeddings.to(dtype)) @ unit_rows(centroids.to(dtype)).T
+            if self.similarity == "shifted_cosine":
+                scores = (1 + scores) / 2
+            return (scores / self.temperature).masked_fill(~exists, -math.inf)
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """Class of the centroid nearest in angle to each of the embeddings (N, D): (N,) int64."""
+        return self.logits(embeddings).argmax(dim=1)
+
+    def extra_repr(self) -> str:
+        """The settings, for `repr`."""
+        return (
+            f"temperature={self.temperature}, similarity={self.similarity!r}, positives={self.positives!r}, "
+            f"contrast={self.contrast!r}, easy_threshold={self.easy_threshold}"
+        )
