@@ -1,0 +1,288 @@
+"""The loss function: golden numbers, reductions and weights, dtypes, degenerate batches, bad input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import oracle
+from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+
+GOLDEN = Path(__file__).parent / "golden"
+SPCL = {"easy_threshold": 0.3}
+SPDCL = {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0}
+SUPCON = {"similarity": "cosine", "positives": "outside"}
+BCL = {"similarity": "cosine", "positives": "outside", "contrast": "class_balanced"}
+EACL = {"easy_threshold": 0.0, "prototype_anchors": True}
+METHODS = pytest.mark.parametrize("options", [SPCL, SPDCL, SUPCON, BCL, EACL])
+BATCHES = ["meld_batch", "iemocap_batch", "two_classes", "absent_classes", "single_anchor", "separated"]
+
+
+def golden(name):
+    return {key: torch.from_numpy(np.asarray(array)) for key, array in np.load(GOLDEN / f"{name}.npz").items()}
+
+
+def batch(N=12, C=4, D=8, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(N, D, generator=generator, dtype=dtype)
+    prototypes = torch.randn(C, D, generator=generator, dtype=dtype)
+    return embeddings, torch.arange(N) % C, prototypes
+
+
+def assert_relative(ours, theirs, tolerance):
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("function", [spcl, oracle.loss], ids=["library", "oracle"])
+class TestGolden:
+    @pytest.mark.parametrize("name", BATCHES)
+    @pytest.mark.parametrize(("method", "options"), [("spcl", SPCL), ("spdcl", SPDCL)])
+    def test_authors_methods(self, function, name, method, options):
+        g = golden(name)
+        value, gradient, _ = oracle.value_and_gradients(
+            function, g["embeddings"], g["labels"], g["prototypes"], temperature=g["temperature"].item(), **options
+        )
+        assert_relative([value, gradient], [g[f"loss_{method}"], g[f"grad_{method}"]], 1e-5)
+
+    @pytest.mark.parametrize(
+        ("name", "options", "tolerance"),
+        [("supcon", SUPCON, 1e-12), ("balanced", BCL, 1e-12), ("anchored", EACL, 1e-5)],
+    )
+    def test_related_methods(self, function, name, options, tolerance):
+        g = golden(name)
+        ours = oracle.value_and_gradients(
+            function, g["embeddings"], g["labels"], g.get("prototypes"), temperature=g["temperature"].item(), **options
+        )
+        theirs = [g[key] for key in ("loss", "grad_embeddings", "grad_prototypes") if key in g]
+        assert_relative(ours, theirs, tolerance)
+
+
+class TestReduction:
+    @METHODS
+    def test_mean_and_sum_follow_from_none(self, options):
+        embeddings, labels, prototypes = batch(N=13)
+        labels[[2, 5]] = -100
+        weight = torch.rand(13, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        class_weights = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+        options = dict(options, sample_weight=weight, class_weights=class_weights)
+        each, total, mean = (
+            spcl(embeddings, labels, prototypes, **options, reduction=r) for r in ("none", "sum", "mean")
+        )
+        weights = weight * class_weights[labels.clamp(min=0)]
+        if options.get("prototype_anchors"):
+            weights = torch.cat([weights, class_weights])
+        assert each.shape == weights.shape
+        assert each[2] == 0
+        assert each[5] == 0
+        torch.testing.assert_close(each.sum(), total)
+        torch.testing.assert_close(mean, total / weights[each != 0].sum())
+
+    def test_defaults_are_unweighted(self):
+        embeddings, labels, prototypes = batch()
+        ones = {"sample_weight": torch.ones(12), "class_weights": torch.ones(4)}
+        torch.testing.assert_close(
+            spcl(embeddings, labels, prototypes), spcl(embeddings, labels, prototypes, **ones), rtol=1e-14, atol=0
+        )
+
+    def test_anchors_not_above_the_threshold_count_nowhere(self):
+        embeddings, labels, prototypes = batch()
+        each = spcl(embeddings, labels, prototypes, reduction="none")
+        threshold = each.sort().values[5].item()  # equal is not above
+        kept = each[each > threshold]
+        assert len(kept) == 6
+        torch.testing.assert_close(spcl(embeddings, labels, prototypes, easy_threshold=threshold), kept.mean())
+
+    def test_zero_weights_leave_a_zero_with_a_graph(self):
+        embeddings, labels, prototypes = batch()
+        value, gradient, _ = oracle.value_and_gradients(
+            spcl, embeddings, labels, prototypes, sample_weight=torch.zeros(12)
+        )
+        assert value == 0
+        assert not gradient.any()
+
+
+class TestRows:
+    """Which rows take part."""
+
+    @METHODS
+    @pytest.mark.parametrize("ignore_index", [-100, -1, 255, 2])
+    def test_ignoring_equals_removing(self, options, ignore_index):
+        embeddings, labels, prototypes = batch(N=15)
+        keep = (torch.arange(15) % 5 != 3) & (labels != ignore_index)
+        labels = torch.where(keep, labels, ignore_index)
+        ours = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, ignore_index=ignore_index)
+        without = oracle.value_and_gradients(spcl, embeddings[keep], labels[keep], prototypes, **options)
+        assert not ours[1][~keep].any()
+        assert_relative([ours[0], ours[1][keep], ours[2]], without, 1e-12)
+
+    @METHODS
+    @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+    def test_what_does_not_take_part_may_be_anything(self, options, poison):
+        embeddings, labels, prototypes = batch(N=13)
+        labels[4] = -100
+        options = dict(options, prototype_mask=torch.tensor([True, False, True, True]))
+        clean = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
+        embeddings[4], prototypes[1] = poison, poison
+        poisoned = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
+        for a, b in zip(poisoned, clean, strict=True):
+            assert torch.equal(a, b)
+
+    @METHODS
+    @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    def test_a_counted_row_that_is_not_finite_makes_the_loss_nan(self, options, poison, reduction):
+        embeddings, labels, prototypes = batch()
+        embeddings[3, 0] = poison
+        assert spcl(embeddings, labels, prototypes, **options, reduction=reduction).isnan()
+
+    def test_masked_prototypes_are_no_candidates(self):
+        embeddings, labels, prototypes = batch()
+        none = torch.zeros(4, dtype=torch.bool)
+        assert torch.equal(spcl(embeddings, labels, prototypes, prototype_mask=none), spcl(embeddings, labels))
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+    def test_labels_of_any_integer_dtype(self, dtype):
+        embeddings, labels, prototypes = batch()
+        value = spcl(embeddings, labels.to(dtype), prototypes, class_weights=torch.ones(4))
+        assert torch.equal(value, spcl(embeddings, labels, prototypes, class_weights=torch.ones(4)))
+
+
+class TestPrecision:
+    @METHODS
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+    def test_half_inputs_are_computed_in_float32(self, options, half):
+        embeddings, labels, prototypes = batch(dtype=torch.float32)
+        embeddings, prototypes = embeddings.to(half), prototypes.to(half)
+        ours = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
+        single = oracle.value_and_gradients(spcl, embeddings.float(), labels, prototypes.float(), **options)
+        assert ours[0].dtype == torch.float32
+        assert torch.equal(ours[0], single[0])
+        for a, b in zip(ours[1:], single[1:], strict=True):
+            assert torch.equal(a, b.to(half))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_other_inputs_keep_their_dtype(self, dtype):
+        assert spcl(*batch(dtype=dtype)).dtype == dtype
+
+    @METHODS
+    def test_autocast_changes_no_number(self, options):
+        tensors = batch(dtype=torch.float32)
+
+        def under_autocast(*tensors, **options):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return spcl(*tensors, **options)
+
+        plain = oracle.value_and_gradients(spcl, *tensors, **options)
+        for a, b in zip(oracle.value_and_gradients(under_autocast, *tensors, **options), plain, strict=True):
+            assert torch.equal(a, b)
+
+    def test_any_strides(self):
+        embeddings, labels, prototypes = batch()
+        wide = torch.randn(24, 16, dtype=torch.float64)
+        wide[::2, ::2] = embeddings
+        expected = spcl(embeddings, labels, prototypes)
+        transposed = prototypes.T.contiguous().T
+        spread = labels.repeat_interleave(2)[::2]
+        torch.testing.assert_close(spcl(wide[::2, ::2], spread, transposed), expected, rtol=1e-14, atol=0)
+
+
+NOTHING_TO_COMPARE = {
+    "empty batch": (torch.empty(0, 3), [], None, {}),
+    "empty batch beside prototypes": (torch.empty(0, 3), [], torch.randn(2, 3), {}),
+    "all rows ignored": (torch.randn(4, 3), [-100] * 4, torch.randn(2, 3), {}),
+    "single row": (torch.randn(1, 3), [0], None, {}),
+    "no two rows of a class": (torch.randn(3, 3), [0, 1, 2], None, {}),
+    "no negatives": (torch.randn(4, 3), [0] * 4, torch.randn(1, 3), {"contrast": "negatives"}),
+    "every loss below the threshold": (torch.randn(4, 3), [0, 0, 1, 1], None, {"easy_threshold": 1e9}),
+    "prototypes absent": (torch.randn(2, 3), [0, 1], torch.randn(2, 3), {"prototype_mask": torch.tensor([False] * 2)}),
+    "prototypes alone": (torch.empty(0, 3), [], torch.randn(2, 3), {"prototype_anchors": True}),
+}
+DEGENERATE = {
+    "C = 1": (torch.randn(4, 3), [0] * 4, torch.randn(1, 3)),
+    "D = 1": (torch.randn(6, 1), [0, 1, 0, 1, 2, 2], torch.randn(3, 1)),
+    "all rows the same": (torch.ones(6, 3), [0, 1, 0, 1, 2, 2], torch.ones(3, 3)),
+    "zero rows": (torch.zeros(6, 3), [0, 1, 0, 1, 2, 2], torch.zeros(3, 3)),
+    "tiny rows": (torch.randn(6, 3) * 1e-25, [0, 1, 0, 1, 2, 2], torch.randn(3, 3) * 1e-25),
+    "huge rows": (torch.randn(6, 3) * 1e30, [0, 1, 0, 1, 2, 2], torch.randn(3, 3) * 1e30),
+    "antipodal rows": (
+        torch.randn(3, 3).repeat(2, 1) * torch.tensor([[1.0], [-1.0]]).repeat_interleave(3, 0),
+        [0, 1, 2, 0, 1, 2],
+        torch.randn(3, 3),
+    ),
+    "a class never seen": (torch.randn(4, 3), [0, 0, 2, 2], torch.randn(5, 3)),
+}
+
+
+class TestDegenerateBatches:
+    @pytest.mark.parametrize("case", NOTHING_TO_COMPARE)
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    def test_nothing_to_compare_is_a_zero_with_a_graph(self, case, reduction):
+        embeddings, labels, prototypes, options = NOTHING_TO_COMPARE[case]
+        leaves = [leaf.clone().requires_grad_() for leaf in (embeddings, prototypes) if leaf is not None]
+        value = spcl(leaves[0], torch.tensor(labels, dtype=torch.long), *leaves[1:], **options, reduction=reduction)
+        assert value.requires_grad
+        assert not value.any()
+        value.sum().backward()
+        for leaf in leaves:
+            assert leaf.grad is not None
+            assert not leaf.grad.any()
+
+    @METHODS
+    @pytest.mark.parametrize("case", DEGENERATE)
+    @pytest.mark.parametrize("temperature", [0.005, 0.05, 10.0])
+    def test_value_and_gradients_are_finite_and_right(self, options, case, temperature):
+        embeddings, labels, prototypes = DEGENERATE[case]
+        tensors, options = (embeddings, torch.tensor(labels), prototypes), dict(options, temperature=temperature)
+        ours = oracle.value_and_gradients(spcl, *tensors, **options)
+        assert all(x.isfinite().all() for x in ours)
+        expected = oracle.loss(*tensors, **options)
+        assert (ours[0] - expected).abs() <= 1e-5 * max(1.0, 1 / temperature)
+
+
+X, Y, P = torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), torch.randn(2, 3)
+BAD_INPUT = {
+    "embeddings no tensor": (TypeError, "tensor", "list", {"embeddings": X.tolist()}),
+    "embeddings of integers": (TypeError, "float", "int64", {"embeddings": X.long()}),
+    "embeddings one-dimensional": (ValueError, "(N, D)", "(4,)", {"embeddings": X[:, 0]}),
+    "labels no tensor": (TypeError, "tensor", "list", {"labels": [0, 1, 0, 1]}),
+    "labels of floats": (TypeError, "integer", "float32", {"labels": Y.float()}),
+    "labels of another length": (ValueError, "(4,)", "(3,)", {"labels": Y[:3]}),
+    "labels two-dimensional": (ValueError, "(4,)", "(4, 1)", {"labels": Y[:, None]}),
+    "label too large": (ValueError, "2", "7", {"labels": torch.tensor([0, 1, 0, 7])}),
+    "label negative": (ValueError, "-100", "-3", {"labels": torch.tensor([0, 1, 0, -3])}),
+    "prototypes of another width": (ValueError, "(C, 3)", "(2, 5)", {"prototypes": torch.randn(2, 5)}),
+    "prototypes one-dimensional": (ValueError, "(C, 3)", "(3,)", {"prototypes": P[0]}),
+    "prototypes of integers": (TypeError, "float", "int64", {"prototypes": P.long()}),
+    "prototypes on another device": (ValueError, "cpu", "meta", {"prototypes": P.to("meta")}),
+    "labels on another device": (ValueError, "cpu", "meta", {"labels": Y.to("meta")}),
+    "mask of another length": (ValueError, "(2,)", "(3,)", {"prototype_mask": torch.ones(3, dtype=torch.bool)}),
+    "mask of integers": (TypeError, "bool", "int64", {"prototype_mask": torch.ones(2, dtype=torch.int64)}),
+    "class weights of another length": (ValueError, "(3, 3)", "(2, 3)", {"class_weights": torch.ones(3)}),
+    "sample weight of another length": (ValueError, "(4,)", "(2,)", {"sample_weight": torch.ones(2)}),
+    "temperature zero": (ValueError, "above 0", "0", {"temperature": 0.0}),
+    "temperature negative": (ValueError, "above 0", "-0.1", {"temperature": -0.1}),
+    "temperature NaN": (ValueError, "above 0", "nan", {"temperature": float("nan")}),
+    "unknown similarity": (ValueError, "shifted_cosine", "euclidean", {"similarity": "euclidean"}),
+    "unknown positives": (ValueError, "outside", "both", {"positives": "both"}),
+    "unknown contrast": (ValueError, "class_balanced", "some", {"contrast": "some"}),
+    "unknown reduction": (ValueError, "none", "median", {"reduction": "median"}),
+    "unknown impl": (ValueError, "dense", "fast", {"impl": "fast"}),
+    "mask without prototypes": (
+        ValueError,
+        "prototypes",
+        "None",
+        {"prototypes": None, "prototype_mask": torch.tensor([True, False])},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_names_expected_and_received(case):
+    error, expected, received, change = BAD_INPUT[case]
+    with pytest.raises(error) as caught:
+        spcl(**({"embeddings": X, "labels": Y, "prototypes": P} | change))
+    assert caught.type is error  # not a subclass from inside torch
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
