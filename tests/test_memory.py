@@ -1,0 +1,283 @@
+"""Queues against deques, draws against what random sampling without replacement must look like."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import oracle
+from spcl_loss import PrototypeMemory
+
+
+def filled(num_classes=3, queue_size=12, support_size=5, entries=None, **options):
+    """A memory whose slot m of every class holds the m-th unit vector, so that a prototype shows its support set."""
+    memory = PrototypeMemory(num_classes, queue_size, queue_size=queue_size, support_size=support_size, **options)
+    entries = queue_size if entries is None else entries
+    classes = torch.arange(num_classes).repeat_interleave(entries)
+    memory.update(torch.eye(queue_size)[:entries].repeat(num_classes, 1), classes)
+    return memory
+
+
+def support_sets(memory, draws):
+    """(draws, C, M) bool: the slots behind each prototype, over successive draws."""
+    sets = torch.stack([memory.prototypes()[0] for _ in range(draws)]) * memory.support_size
+    chosen = sets > 0.5
+    torch.testing.assert_close(sets, chosen.to(sets.dtype))
+    return chosen
+
+
+def assert_chi_square(statistic, degrees_of_freedom):
+    """Within 4 standard deviations of the expectation, by the normal approximation of the cube root."""
+    cube_root = (statistic / degrees_of_freedom) ** (1 / 3)
+    variance = 2 / (9 * degrees_of_freedom)
+    assert abs(cube_root - (1 - variance)) < 4 * math.sqrt(variance)
+
+
+def assert_same_state(a, b):
+    torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0, equal_nan=True)
+
+
+class TestQueues:
+    @given(data=st.data())
+    def test_first_in_first_out_of_finite_labelled_rows(self, data):
+        C, M = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+        row = st.tuples(st.sampled_from([*range(C), -100]), st.sampled_from([1.0] * 5 + [math.nan, math.inf]))
+        memory, expected = PrototypeMemory(C, 2, queue_size=M, support_size=1), oracle.Queues(C, M)
+        seen = 0
+        for batch in data.draw(st.lists(st.lists(row, max_size=3 * M), max_size=5)):
+            labels = torch.tensor([label for label, _ in batch], dtype=torch.long)
+            numbers = torch.arange(seen, seen + len(batch), dtype=torch.float32)
+            embeddings = torch.stack([numbers, torch.tensor([factor for _, factor in batch])], dim=1)
+            seen += len(batch)
+            memory.update(embeddings, labels)
+            expected.update(embeddings, labels)
+            assert memory.counts.tolist() == [len(queue) for queue in expected.rows]
+            for c, queue in enumerate(expected.rows):
+                assert sorted(memory.queue[c, : memory.counts[c]].tolist()) == sorted(queue)
+
+    def test_one_batch_equals_its_rows_one_by_one(self):
+        embeddings, labels = torch.randn(20, 3), torch.arange(20) % 2
+        at_once = PrototypeMemory(2, 3, queue_size=4, support_size=2)
+        at_once.update(embeddings, labels)
+        one_by_one = PrototypeMemory(2, 3, queue_size=4, support_size=2)
+        for i in range(20):
+            one_by_one.update(embeddings[i : i + 1], labels[i : i + 1])
+        assert_same_state(at_once, one_by_one)
+
+    def test_rows_stay_raw_and_detached(self):
+        memory = PrototypeMemory(1, 3, queue_size=2, support_size=1)
+        embeddings = (torch.randn(2, 3) * 100).requires_grad_()
+        memory.update(embeddings, torch.zeros(2, dtype=torch.long))
+        assert torch.equal(memory.queue[0], embeddings.detach())
+        assert not memory.queue.requires_grad
+
+    def test_ignore_index(self):
+        memory = PrototypeMemory(2, 3, queue_size=2, support_size=1, ignore_index=255)
+        memory.update(torch.randn(3, 3), torch.tensor([255, 0, 255], dtype=torch.uint8))
+        assert memory.counts.tolist() == [1, 0]
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_rows_of_another_dtype_are_converted(self, dtype):
+        memory = PrototypeMemory(1, 3, queue_size=2, support_size=1)
+        memory.update(torch.full((1, 3), 0.5, dtype=dtype), torch.tensor([0]))
+        assert memory.queue.dtype == torch.float32
+        assert (memory.queue[0, 0] == 0.5).all()
+
+    def test_rows_that_overflow_the_memory_dtype_never_enter(self):
+        memory = PrototypeMemory(1, 3, queue_size=2, support_size=1, dtype=torch.float16)
+        memory.update(torch.tensor([[1e6, 0, 0], [1, 2, 3]]), torch.tensor([0, 0]))
+        assert memory.counts.tolist() == [1]
+        assert memory.queue[0, 0].tolist() == [1, 2, 3]
+
+
+class TestDraws:
+    @pytest.mark.parametrize("entries", [5, 9, 12])
+    def test_support_sets_are_k_distinct_entries(self, entries):
+        chosen = support_sets(filled(entries=entries), draws=20)
+        assert (chosen.sum(2) == 5).all()
+        assert not chosen[..., entries:].any()
+
+    @pytest.mark.parametrize("entries", [9, 12])
+    def test_every_entry_and_pair_of_entries_is_equally_likely(self, entries):
+        draws, C, K = 1500, 3, 5
+        chosen = support_sets(filled(C, entries=entries), draws)[..., :entries].double()
+        share = K / entries
+        for counts in chosen.sum(0):  # an entry is in or out, and exactly K are in: hence the factor
+            deviation = (counts - draws * share).square().sum() / (draws * share * (1 - share))
+            assert_chi_square(deviation.item() * (entries - 1) / entries, entries - 1)
+        together = chosen.flatten(0, 1).T @ chosen.flatten(0, 1)
+        pairs = together[tuple(torch.triu_indices(entries, entries, 1))] / (draws * C)
+        probability = share * (K - 1) / (entries - 1)
+        assert (pairs - probability).abs().max() < 4.5 * math.sqrt(probability * (1 - probability) / (draws * C))
+
+    def test_draws_and_classes_are_independent(self):
+        draws, M, K = 1500, 12, 5
+        chosen = support_sets(filled(3), draws).double()
+        overlap_variance = K * (K / M) * (1 - K / M) * (M - K) / (M - 1)  # hypergeometric
+        for a, b in [(chosen[1:, 0], chosen[:-1, 0]), (chosen[:, 0], chosen[:, 1]), (chosen[:, 1], chosen[:, 2])]:
+            overlap = (a * b).sum(1).mean().item()
+            assert abs(overlap - K * K / M) < 4 * math.sqrt(overlap_variance / len(a))
+
+    def test_a_draw_is_a_function_of_seed_and_counter_alone(self):
+        sets = support_sets(filled(), draws=6)
+        torch.manual_seed(1)
+        late = PrototypeMemory(3, 12, queue_size=12, support_size=5)
+        for _ in range(3):
+            late.prototypes()  # draws from nothing count as well
+        late.update(torch.eye(12).repeat(3, 1), torch.arange(3).repeat_interleave(12))
+        assert torch.equal(support_sets(late, draws=3), sets[3:])
+
+    def test_counters_seeds_and_classes_differ(self):
+        sets = support_sets(filled(seed=0), draws=8)
+        assert len({tuple(s.flatten().tolist()) for s in sets}) == 8
+        assert not torch.equal(sets, support_sets(filled(seed=1), draws=8))
+        assert not torch.equal(sets[:, 0], sets[:, 1])
+
+    def test_the_global_generator_is_left_alone(self):
+        before = torch.get_rng_state()
+        support_sets(filled(), draws=2)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_the_whole_queue_as_support_gives_its_mean(self):
+        memory = filled(queue_size=6, support_size=6)
+        torch.testing.assert_close(memory.prototypes()[0], memory.centroids()[0])
+
+    def test_few_entries_fall_back_to_the_centre_or_their_mean(self):
+        memory = PrototypeMemory(4, 2, queue_size=3, support_size=2)
+        memory.initialize(torch.tensor([[1.0, 2.0], [3.0, 4.0], [7.0, 7.0]]), torch.tensor([0, 0, 1]))
+        rows, labels = torch.tensor([[5.0, 5.0], [6.0, 6.0], [8.0, 8.0], [10.0, 0.0]]), torch.tensor([0, 1, 1, 2])
+        memory.update(rows, labels)
+        prototypes, exist = memory.prototypes()
+        centroids, have_centroid = memory.centroids()
+        assert exist.tolist() == have_centroid.tolist() == [True, True, True, False]
+        assert prototypes[:3].tolist() == [[2, 3], [7, 7], [10, 0]]  # centre; 2 of 2; the only entry
+        assert centroids[:3].tolist() == [[5, 5], [7, 7], [10, 0]]
+        assert prototypes.isfinite().all()
+        assert centroids.isfinite().all()
+
+    def test_an_empty_memory_has_no_prototypes(self):
+        memory = PrototypeMemory(3, 2)
+        for rows, exist in (memory.prototypes(), memory.centroids()):
+            assert rows.shape == (3, 2)
+            assert exist.dtype == torch.bool
+            assert not exist.any()
+
+
+class TestLifeCycle:
+    def test_initialize_sets_centres_and_empties_queues(self):
+        memory = filled(2, queue_size=4, support_size=2)
+        embeddings = torch.tensor([[1.0, 0, 0, 0], [3, 0, 0, 2], [math.nan, 0, 0, 0], [9, 9, 9, 9]])
+        memory.initialize(embeddings, torch.tensor([1, 1, 1, -100]))
+        assert memory.counts.tolist() == [0, 0]
+        for rows, exist in (memory.prototypes(), memory.centroids()):
+            assert exist.tolist() == [False, True]
+            assert rows[1].tolist() == [2, 0, 0, 1]
+
+    def test_centroids_are_means_of_whole_queues_and_change_nothing(self):
+        memory = PrototypeMemory(2, 3, queue_size=8, support_size=2)
+        rows = torch.randn(5, 3)
+        memory.update(rows, torch.zeros(5, dtype=torch.long))
+        before = copy.deepcopy(memory)
+        torch.testing.assert_close(memory.centroids()[0][0], rows.mean(0))
+        assert_same_state(memory, before)
+
+    def test_reset_makes_it_new(self):
+        memory = filled(seed=3)
+        memory.initialize(torch.randn(4, 12), torch.tensor([0, 1, 2, 0]))
+        memory.prototypes()
+        memory.update(torch.randn(4, 12), torch.tensor([0, 1, 2, 0]))
+        memory.reset()
+        new = PrototypeMemory(3, 12, queue_size=12, support_size=5, seed=3)
+        assert_same_state(memory, new)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda memory: through_file(memory)])
+    def test_a_copy_continues_bit_identically(self, copied):
+        memory = filled(seed=5)
+        memory.initialize(torch.randn(3, 12), torch.tensor([0, 1, 2]))
+        for _step in range(6):
+            other = copied(memory)
+            assert_same_state(memory, other)
+            assert torch.equal(memory.prototypes()[0], other.prototypes()[0])
+            rows, labels = torch.randn(7, 12), torch.arange(7) % 3
+            memory.update(rows, labels)
+            other.update(rows, labels)
+            assert_same_state(memory, other)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+    def test_conversion_keeps_integer_state(self, dtype):
+        memory = filled()
+        integers = {k: v.clone() for k, v in memory.state_dict().items() if not v.is_floating_point()}
+        memory.to(dtype)
+        state = memory.state_dict()
+        for key, value in integers.items():
+            assert state[key].dtype == value.dtype
+            assert torch.equal(state[key], value)
+        assert memory.prototypes()[0].dtype == memory.queue.dtype == dtype
+        assert torch.equal(support_sets(memory, 3), support_sets(filled(), 4)[1:])
+
+    def test_buffers_have_the_promised_names_and_shapes(self):
+        memory = PrototypeMemory(3, 2, queue_size=5, support_size=4)
+        buffers = dict(memory.named_buffers())
+        assert buffers["queue"].shape == (3, 5, 2)
+        assert buffers["queue"].dtype == torch.float32
+        assert torch.equal(memory.counts, torch.zeros(3, dtype=torch.int64))
+        assert set(buffers) == set(memory.state_dict())
+        assert not list(memory.parameters())
+
+
+def through_file(memory):
+    """A new memory, with another seed, that loads the saved state."""
+    file = io.BytesIO()
+    torch.save(memory.state_dict(), file)
+    file.seek(0)
+    other = PrototypeMemory(3, 12, queue_size=12, support_size=5, seed=99)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+BAD_CONSTRUCTION = {
+    "no classes": (ValueError, "num_classes", "0", {"num_classes": 0}),
+    "no width": (ValueError, "embedding_dim", "0", {"embedding_dim": 0}),
+    "no queue": (ValueError, "queue_size", "0", {"queue_size": 0}),
+    "no support": (ValueError, "support_size", "0", {"support_size": 0}),
+    "more support than queue": (ValueError, "queue_size", "9", {"queue_size": 8, "support_size": 9}),
+    "fractional size": (TypeError, "queue_size", "float", {"queue_size": 8.0}),
+    "integer dtype": (TypeError, "dtype", "int64", {"dtype": torch.int64}),
+}
+BAD_ROWS = {
+    "rows no tensor": (TypeError, "tensor", "list", [[1.0, 2.0]], torch.tensor([0])),
+    "rows of integers": (TypeError, "float", "int64", torch.ones(1, 2, dtype=torch.long), torch.tensor([0])),
+    "rows of another width": (ValueError, "(N, 2)", "(1, 3)", torch.ones(1, 3), torch.tensor([0])),
+    "rows one-dimensional": (ValueError, "(N, 2)", "(2,)", torch.ones(2), torch.tensor([0])),
+    "labels of another length": (ValueError, "(1,)", "(2,)", torch.ones(1, 2), torch.tensor([0, 1])),
+    "labels of floats": (TypeError, "integer", "float32", torch.ones(1, 2), torch.tensor([0.0])),
+    "label too large": (ValueError, "3", "4", torch.ones(1, 2), torch.tensor([4])),
+    "label negative": (ValueError, "-100", "-1", torch.ones(1, 2), torch.tensor([-1])),
+    "rows on another device": (ValueError, "cpu", "meta", torch.ones(1, 2, device="meta"), torch.tensor([0])),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONSTRUCTION)
+def test_bad_sizes_name_expected_and_received(case):
+    error, expected, received, change = BAD_CONSTRUCTION[case]
+    with pytest.raises(error) as caught:
+        PrototypeMemory(**({"num_classes": 3, "embedding_dim": 2} | change))
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+@pytest.mark.parametrize("method", ["update", "initialize"])
+def test_bad_rows_name_expected_and_received_and_change_nothing(case, method):
+    error, expected, received, embeddings, labels = BAD_ROWS[case]
+    memory = PrototypeMemory(3, 2)
+    before = copy.deepcopy(memory)
+    with pytest.raises(error) as caught:
+        getattr(memory, method)(embeddings, labels)
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
+    assert_same_state(memory, before)
