@@ -1,0 +1,301 @@
+"""Difficulty and sampler: golden numbers, exactness of the draws, statistics of inclusion."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import oracle
+from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
+
+GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "curriculum.npz").items()}
+each_draw = pytest.mark.parametrize("draw", ["fixed", "bernoulli"])
+
+
+def sampler(n=101, num_epochs=4, **options):
+    """Sample i has difficulty rank (i * 37) mod n: no relation between index and difficulty."""
+    difficulty = (torch.arange(n) * 37 % n) / n
+    return DifficultyCurriculumSampler(difficulty, num_epochs=num_epochs, **options)
+
+
+class TestDifficulty:
+    def test_golden(self):
+        difficulty = prototype_difficulty(GOLDEN["embeddings"], GOLDEN["labels"], GOLDEN["centers"])
+        torch.testing.assert_close(difficulty, GOLDEN["difficulty"], rtol=1e-5, atol=0)
+        assert torch.equal(difficulty.argsort(), GOLDEN["easy_to_hard"])
+
+    def test_centres_default_to_the_class_means_of_raw_embeddings(self):
+        embeddings, labels = GOLDEN["embeddings"], GOLDEN["labels"]
+        expected = prototype_difficulty(embeddings, labels, GOLDEN["centers"])
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels), expected, rtol=1e-12, atol=0)
+
+    def test_agrees_with_the_oracle_where_a_class_is_absent(self):
+        embeddings, labels = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 3 * 2  # classes 0, 2, 4
+        centers = {c: embeddings[labels == c].mean(0) for c in (0, 2, 4)}
+        expected = torch.tensor(oracle.difficulty(embeddings, labels, centers), dtype=torch.float64)
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels), expected)
+
+    def test_blocks_change_no_number(self):
+        generator = torch.Generator().manual_seed(0)
+        embeddings = torch.randn(40_000, 4, generator=generator)
+        labels = torch.randint(5, (40_000,), generator=generator)
+        centers = torch.randn(5, 4, generator=generator)
+        pieces = zip(embeddings.split(999), labels.split(999), strict=True)
+        expected = torch.cat([prototype_difficulty(rows, own, centers) for rows, own in pieces])
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels, centers), expected, rtol=1e-5, atol=1e-7)
+        means = torch.stack([embeddings[labels == c].mean(0) for c in range(5)])
+        by_means = prototype_difficulty(embeddings, labels, means)
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels), by_means, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_half_embeddings_are_computed_in_float32(self, dtype):
+        embeddings, labels = torch.randn(50, 8).to(dtype), torch.arange(50) % 4
+        difficulty = prototype_difficulty(embeddings, labels)
+        assert difficulty.dtype == torch.float32
+        torch.testing.assert_close(difficulty, prototype_difficulty(embeddings.float(), labels))
+
+    @pytest.mark.parametrize(
+        ("embeddings", "labels"),
+        [
+            (torch.randn(4, 3), [0] * 4),
+            (torch.ones(4, 3), [0, 0, 1, 1]),
+            (torch.zeros(4, 3), [0, 0, 1, 1]),
+            (torch.randn(4, 3) * 1e30, [0, 1, 0, 1]),
+            (torch.randn(4, 3) * 1e-30, [0, 1, 0, 1]),
+            (torch.eye(3), [0, 1, 2]),
+            (torch.empty(0, 3), []),
+        ],
+        ids=["one class", "all the same", "zero", "huge", "tiny", "own centre", "empty"],
+    )
+    def test_degenerate_embeddings_stay_in_the_unit_interval(self, embeddings, labels):
+        difficulty = prototype_difficulty(embeddings, torch.tensor(labels, dtype=torch.long))
+        assert difficulty.shape == (len(labels),)
+        assert ((difficulty >= 0) & (difficulty <= 1)).all()  # false for NaN
+
+    def test_carries_no_graph(self):
+        assert not prototype_difficulty(torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])).requires_grad
+
+
+class TestKeepProbability:
+    def test_golden(self):
+        curriculum = DifficultyCurriculumSampler(GOLDEN["difficulty"], num_epochs=int(GOLDEN["num_epochs"]))
+        for epoch, expected in enumerate(GOLDEN["keep_probability_by_rank"]):
+            probability = curriculum.keep_probability(epoch)[GOLDEN["easy_to_hard"]]
+            torch.testing.assert_close(probability.double(), expected, rtol=0, atol=1e-6)
+
+    @each_draw
+    @pytest.mark.parametrize(("n", "num_epochs"), [(2, 1), (7, 3), (10, 5)])
+    def test_agrees_with_the_oracle(self, draw, n, num_epochs):
+        difficulty = torch.rand(n, generator=torch.Generator().manual_seed(n))
+        curriculum = DifficultyCurriculumSampler(difficulty, num_epochs=num_epochs, draw=draw)
+        # An odd n has an expected size of half a sample more than its fixed size.
+        share = (n - 1) / n if draw == "fixed" and n % 2 else 1.0
+        for epoch in range(num_epochs):
+            curriculum.set_epoch(epoch)
+            expected = share * torch.tensor(oracle.keep_probability(difficulty.tolist(), epoch, num_epochs))
+            torch.testing.assert_close(curriculum.keep_probability().float(), expected)
+            assert torch.equal(curriculum.keep_probability(epoch), curriculum.keep_probability())
+
+
+class TestDraws:
+    @each_draw
+    @pytest.mark.parametrize("n", [1, 2, 3, 10, 101])
+    def test_an_epoch_holds_distinct_samples_and_len_is_right(self, draw, n):
+        curriculum = sampler(n, draw=draw)
+        for epoch in range(4):
+            curriculum.set_epoch(epoch)
+            drawn = list(curriculum)
+            assert len(drawn) == len(set(drawn)) == len(curriculum)
+            assert set(drawn) <= set(range(n))
+            assert all(type(i) is int for i in drawn)
+            if draw == "fixed":
+                assert len(drawn) == max(1, n // 2)
+
+    @each_draw
+    @pytest.mark.parametrize("n", [20, 21])
+    @pytest.mark.parametrize("epoch", [0, 1, 3])
+    def test_every_sample_is_included_with_its_probability(self, draw, n, epoch):
+        draws, counts = 600, torch.zeros(n, dtype=torch.float64)
+        for seed in range(draws):
+            curriculum = sampler(n, draw=draw, seed=seed)
+            curriculum.set_epoch(epoch)
+            counts[list(curriculum)] += 1
+        probability = curriculum.keep_probability().double()
+        certain = (probability < 1e-9) | (probability > 1 - 1e-9)
+        assert torch.equal(counts[certain], (draws * probability[certain]).round())
+        deviation = (counts - draws * probability) / (draws * probability * (1 - probability)).sqrt()
+        assert deviation[~certain].abs().max() < 4  # sample 0 and the last among them
+        assert deviation[~certain].square().mean() < 2
+
+    def test_the_curriculum_goes_from_easy_to_hard(self):
+        curriculum = sampler(1001, num_epochs=10, shuffle=False)
+        hardness = []
+        for epoch in (0, 3, 6, 9):
+            curriculum.set_epoch(epoch)
+            hardness.append((torch.tensor(list(curriculum)) * 37 % 1001).double().mean().item())
+        assert hardness == sorted(hardness)
+
+    @each_draw
+    def test_draws_depend_on_seed_and_epoch_alone(self, draw):
+        before = torch.get_rng_state()
+        curriculum = sampler(draw=draw, seed=3)
+        first = list(curriculum)
+        curriculum.set_epoch(2)
+        second = list(curriculum)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(1)
+        assert list(curriculum) == second != first
+        again = sampler(draw=draw, seed=3)
+        assert list(again) == first != list(sampler(draw=draw, seed=4))
+
+    @each_draw
+    def test_unshuffled_samples_are_the_same_from_easy_to_hard(self, draw):
+        ordered, shuffled = list(sampler(draw=draw, shuffle=False)), list(sampler(draw=draw))
+        assert ordered == sorted(shuffled, key=lambda i: i * 37 % 101) != shuffled
+
+    @each_draw
+    @pytest.mark.parametrize(("n", "num_replicas"), [(101, 2), (10, 3), (3, 4)])
+    def test_replicas_share_an_epoch_equally(self, draw, n, num_replicas):
+        whole, parts = sampler(n, draw=draw), []
+        for rank in range(num_replicas):
+            parts.append(sampler(n, draw=draw, num_replicas=num_replicas, rank=rank))
+        for epoch in range(4):
+            for curriculum in (whole, *parts):
+                curriculum.set_epoch(epoch)
+            shares = [list(part) for part in parts]
+            assert {len(share) for share in shares} == {len(parts[0])}
+            assert len(set().union(*shares)) == sum(map(len, shares))  # disjoint
+            assert set().union(*shares) <= set(whole)
+            assert len(whole) - sum(map(len, shares)) < num_replicas
+
+    def test_serves_a_data_loader(self):
+        loader = DataLoader(torch.arange(101), sampler=sampler(), batch_size=8)
+        assert len(loader) == 7
+        assert sorted(torch.cat(list(loader)).tolist()) == sorted(sampler())
+
+
+class TestState:
+    def test_set_epoch_replaces_the_difficulty(self):
+        curriculum = sampler(10)
+        curriculum.set_epoch(1, torch.arange(10).flip(0).float())
+        expected = oracle.keep_probability(list(range(10, 0, -1)), 1, 4)
+        torch.testing.assert_close(curriculum.keep_probability().double(), torch.tensor(expected, dtype=torch.float64))
+
+    def test_observations_refresh_the_difficulty_of_their_samples(self):
+        embeddings, labels = torch.randn(30, 5), torch.arange(30) % 3
+        centers = torch.stack([embeddings[labels == c].mean(0) for c in range(3)])
+        curriculum = DifficultyCurriculumSampler(torch.zeros(30), num_epochs=3)
+        order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+        for indices in order.split(7):
+            curriculum.observe(indices, embeddings[indices], labels[indices], centers)
+        curriculum.set_epoch(1)
+        direct = DifficultyCurriculumSampler(prototype_difficulty(embeddings, labels, centers), num_epochs=3)
+        torch.testing.assert_close(curriculum.keep_probability(), direct.keep_probability(1))
+
+    @each_draw
+    def test_a_restored_sampler_continues_identically(self, draw):
+        original = sampler(draw=draw, seed=7)
+        original.set_epoch(1)
+        original.observe(torch.arange(8), torch.randn(8, 3), torch.arange(8) % 2, torch.randn(2, 3))
+        restored = sampler(draw=draw, seed=0)
+        restored.load_state_dict(original.state_dict())
+        for epoch in (1, 2, 3):
+            assert list(restored) == list(original)
+            assert torch.equal(restored.keep_probability(), original.keep_probability())
+            original.set_epoch(epoch)
+            restored.set_epoch(epoch)
+
+    def test_a_saved_state_does_not_change_with_the_sampler(self):
+        curriculum = sampler()
+        state, expected = curriculum.state_dict(), curriculum.keep_probability(1)
+        curriculum.observe(torch.arange(50), torch.randn(50, 3), torch.arange(50) % 2, torch.randn(2, 3))
+        curriculum.load_state_dict(state)
+        curriculum.set_epoch(1)
+        assert torch.equal(curriculum.keep_probability(), expected)
+
+    def test_state_survives_a_safe_load(self, tmp_path):
+        original = sampler()
+        original.set_epoch(2)
+        torch.save(original.state_dict(), tmp_path / "sampler.pt")
+        restored = sampler()
+        restored.load_state_dict(torch.load(tmp_path / "sampler.pt", weights_only=True))
+        assert list(restored) == list(original)
+
+
+BAD_DIFFICULTY = {
+    "embeddings of integers": (TypeError, "float", "int64", {"embeddings": torch.ones(4, 3, dtype=torch.long)}),
+    "embeddings one-dimensional": (ValueError, "(n, D)", "(4,)", {"embeddings": torch.ones(4)}),
+    "labels of another length": (ValueError, "(4,)", "(2,)", {"labels": torch.tensor([0, 1])}),
+    "labels of floats": (TypeError, "integer", "float32", {"labels": torch.ones(4)}),
+    "centers of another width": (ValueError, "(C, 3)", "(2, 5)", {"centers": torch.ones(2, 5)}),
+    "label without a centre": (ValueError, "2", "7", {"labels": torch.tensor([0, 1, 7, 0])}),
+}
+BAD_SAMPLER = {
+    "difficulty two-dimensional": (ValueError, "(n,)", "(2, 2)", {"difficulty": torch.ones(2, 2)}),
+    "difficulty empty": (ValueError, "at least one", "none", {"difficulty": torch.ones(0)}),
+    "difficulty not finite": (ValueError, "finite", "nan", {"difficulty": torch.tensor([0.0, float("nan")])}),
+    "no epochs": (ValueError, "num_epochs", "0", {"num_epochs": 0}),
+    "unknown draw": (ValueError, "bernoulli", "poisson", {"draw": "poisson"}),
+    "no replicas": (ValueError, "num_replicas", "0", {"num_replicas": 0}),
+    "rank too large": (ValueError, "rank", "2", {"num_replicas": 2, "rank": 2}),
+    "rank negative": (ValueError, "rank", "-1", {"rank": -1}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DIFFICULTY)
+def test_bad_difficulty_input_names_expected_and_received(case):
+    error, expected, received, change = BAD_DIFFICULTY[case]
+    arguments = {"embeddings": torch.ones(4, 3), "labels": torch.tensor([0, 1, 0, 1]), "centers": torch.ones(2, 3)}
+    with pytest.raises(error) as caught:
+        prototype_difficulty(**(arguments | change))
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
+
+
+@pytest.mark.parametrize("case", BAD_SAMPLER)
+def test_bad_sampler_settings_name_expected_and_received(case):
+    error, expected, received, change = BAD_SAMPLER[case]
+    with pytest.raises(error) as caught:
+        DifficultyCurriculumSampler(**({"difficulty": torch.rand(4), "num_epochs": 3} | change))
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
+
+
+ONE = (torch.ones(1, 2), torch.tensor([0]), torch.ones(1, 2))  # embeddings, labels, centers
+BAD_CALLS = {
+    "epoch negative": (ValueError, "epoch", "-1", lambda s: s.set_epoch(-1)),
+    "epoch past the end": (ValueError, "num_epochs=4", "4", lambda s: s.set_epoch(4)),
+    "epoch no int": (TypeError, "int", "float", lambda s: s.set_epoch(1.0)),
+    "difficulty of another length": (ValueError, "(101,)", "(3,)", lambda s: s.set_epoch(1, torch.rand(3))),
+    "difficulty no tensor": (TypeError, "tensor", "list", lambda s: s.set_epoch(1, [0.5] * 101)),
+    "index too large": (ValueError, "101", "200", lambda s: s.observe(torch.tensor([200]), *ONE)),
+    "index negative": (ValueError, "101", "-1", lambda s: s.observe(torch.tensor([-1]), *ONE)),
+    "indices of another length": (ValueError, "(1,)", "(2,)", lambda s: s.observe(torch.tensor([1, 2]), *ONE)),
+    "indices of floats": (TypeError, "integer", "float32", lambda s: s.observe(torch.tensor([1.0]), *ONE)),
+    "indices no tensor": (TypeError, "tensor", "list", lambda s: s.observe([1], *ONE)),
+    "state of another data set": (ValueError, "(101,)", "(7,)", lambda s: s.load_state_dict(sampler(7).state_dict())),
+    "state of a longer training": (ValueError, "num_epochs=4", "8", lambda s: s.load_state_dict(late_state())),
+    "state of something else": (ValueError, "epoch", "without", lambda s: s.load_state_dict({"seed": 1})),
+}
+
+
+def late_state():
+    longer = sampler(num_epochs=9, seed=1)
+    longer.set_epoch(8)
+    return longer.state_dict()
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_name_expected_and_received_and_change_nothing(case):
+    error, expected, received, call = BAD_CALLS[case]
+    curriculum, untouched = sampler(), sampler()
+    with pytest.raises(error) as caught:
+        call(curriculum)
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
+    assert list(curriculum) == list(untouched)
+    curriculum.set_epoch(1)
+    untouched.set_epoch(1)
+    assert list(curriculum) == list(untouched)
