@@ -1,0 +1,58 @@
+# Two commands: `make demo` trains SPCL on MELD and scores it; `make test` runs the tests.
+# Both set up their own .venv first, once; PYTHON=python3.12 chooses the interpreter it is made from,
+# PIP_ARGS goes to every pip install.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+DEMO_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+export NO_MKDOCS_2_WARNING := 1
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+.PHONY: help demo test check docs clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
+	@echo "make test    run the tests"
+	@echo "make check   ruff, mypy --strict, documentation build"
+	@echo "make docs    build the documentation into site/"
+	@echo "make clean   remove .venv, caches and site/ (not runs/)"
+
+# The example exits with 2 when it has no data and could not download any.
+demo: $(VENV)/erc.installed
+	@$(BIN)/python examples/erc_meld.py --output runs/demo $(DEMO_ARGS); status=$$?; \
+	if [ $$status -eq 2 ]; then \
+	  echo "make demo: MELD is not to be had here, so this run uses the practice corpus; its scores say nothing about MELD."; \
+	  $(BIN)/python examples/erc_meld.py --practice --output runs/practice $(DEMO_ARGS); status=$$?; \
+	fi; exit $$status
+
+test: $(VENV)/erc.installed $(VENV)/test.installed
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: $(VENV)/check.installed
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+docs: $(VENV)/check.installed
+	$(BIN)/python -m mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src examples tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is renewed when what it depends on is newer, so a second call installs nothing.
+# torch goes first and pinned: nothing installed later can then pull in another build of it.
+$(VENV)/torch.installed: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "spcl-loss needs Python 3.10 or newer; '$(PYTHON)' is not. Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch numpy
+	@touch $@
+
+$(VENV)/%.installed: pyproject.toml $(VENV)/torch.installed
+	$(PIP_INSTALL) --quiet -e '.[$*]'
+	@touch $@
