@@ -1,0 +1,73 @@
+"""The documentation runs: every Python block, what it says is printed, and a page entry for every public name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+import spcl_loss
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# A Python block and, if it is the next block on the page, the text block with what the Python block prints.
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```\n(?:(?:(?!```)[^\n]*\n)*^```text\n(?P<printed>.*?)^```$)?", re.DOTALL | re.MULTILINE
+)
+NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+RUNNABLE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=page_id)
+def test_python_blocks_run_and_print_what_the_page_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a block that saves a file leaves nothing in the project
+    text = page.read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "__main__"}  # the blocks of a page continue one another
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start("code"))
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * line + block["code"], str(page), "exec"), namespace)
+        assert_same_output(printed.getvalue(), block["printed"] or "")
+
+
+def assert_same_output(actual: str, expected: str) -> None:
+    """Equal text; a decimal number may differ by 0.02, since machines round differently."""
+    assert NUMBER.sub("#", actual) == NUMBER.sub("#", expected), f"the block printed:\n{actual}"
+    for got, want in zip(NUMBER.findall(actual), NUMBER.findall(expected), strict=True):
+        assert float(got) == pytest.approx(float(want), abs=0.02), f"the block printed:\n{actual}"
+
+
+def test_the_readme_has_a_block_that_prints() -> None:
+    blocks = list(BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert any(block["printed"] for block in blocks)
+
+
+def test_every_public_name_has_an_api_entry() -> None:
+    documented = re.findall(r"^::: spcl_loss\.(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(documented) == sorted(name for name in spcl_loss.__all__ if name != "__version__")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == spcl_loss.__version__
+    assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == spcl_loss.__version__
