@@ -1,10 +1,11 @@
 # Two commands: `make demo` trains SPCL on MELD and scores it; `make test` runs the tests.
 # Both set up their own .venv first, once; PYTHON=python3.12 chooses the interpreter it is made from,
-# PIP_ARGS goes to every pip install.
+# PIP_ARGS goes to every pip install. `make demo` continues an interrupted run and shows a finished one;
+# `make demo DEMO_ARGS=--overwrite` starts anew.
 
 PYTHON ?= python3
 PIP_ARGS ?=
-DEMO_ARGS ?=
+DEMO_ARGS ?= --resume
 VENV := .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING := 1
@@ -20,13 +21,8 @@ help:
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv, caches and site/ (not runs/)"
 
-# The example exits with 2 when it has no data and could not download any.
 demo: $(VENV)/erc.installed
-	@$(BIN)/python examples/erc_meld.py --output runs/demo $(DEMO_ARGS); status=$$?; \
-	if [ $$status -eq 2 ]; then \
-	  echo "make demo: MELD is not to be had here, so this run uses the practice corpus; its scores say nothing about MELD."; \
-	  $(BIN)/python examples/erc_meld.py --practice --output runs/practice $(DEMO_ARGS); status=$$?; \
-	fi; exit $$status
+	$(BIN)/python examples/erc_meld.py --or-practice --output runs/demo $(DEMO_ARGS)
 
 test: $(VENV)/erc.installed $(VENV)/test.installed
 	$(BIN)/python -m pytest $(TEST_ARGS)
