@@ -151,6 +151,15 @@ class TestDraws:
         assert list(again) == first != list(sampler(draw=draw, seed=4))
 
     @each_draw
+    def test_epochs_are_independent(self, draw):
+        curriculum, n = sampler(2000, num_epochs=1000, draw=draw), 2000
+        epochs = []
+        for epoch in (500, 501):  # where every sample is kept with a probability of about one half
+            curriculum.set_epoch(epoch)
+            epochs.append(set(curriculum))
+        assert abs(len(epochs[0] & epochs[1]) - n / 4) < 4 * (n * 3 / 16) ** 0.5
+
+    @each_draw
     def test_unshuffled_samples_are_the_same_from_easy_to_hard(self, draw):
         ordered, shuffled = list(sampler(draw=draw, shuffle=False)), list(sampler(draw=draw))
         assert ordered == sorted(shuffled, key=lambda i: i * 37 % 101) != shuffled
@@ -183,13 +192,14 @@ class TestState:
         expected = oracle.keep_probability(list(range(10, 0, -1)), 1, 4)
         torch.testing.assert_close(curriculum.keep_probability().double(), torch.tensor(expected, dtype=torch.float64))
 
-    def test_observations_refresh_the_difficulty_of_their_samples(self):
+    @pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32, torch.uint8])
+    def test_observations_refresh_the_difficulty_of_their_samples(self, index_dtype):
         embeddings, labels = torch.randn(30, 5), torch.arange(30) % 3
         centers = torch.stack([embeddings[labels == c].mean(0) for c in range(3)])
         curriculum = DifficultyCurriculumSampler(torch.zeros(30), num_epochs=3)
         order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
         for indices in order.split(7):
-            curriculum.observe(indices, embeddings[indices], labels[indices], centers)
+            curriculum.observe(indices.to(index_dtype), embeddings[indices], labels[indices], centers)
         curriculum.set_epoch(1)
         direct = DifficultyCurriculumSampler(prototype_difficulty(embeddings, labels, centers), num_epochs=3)
         torch.testing.assert_close(curriculum.keep_probability(), direct.keep_probability(1))

@@ -149,13 +149,13 @@ class TestDraws:
     def test_few_entries_fall_back_to_the_centre_or_their_mean(self):
         memory = PrototypeMemory(4, 2, queue_size=3, support_size=2)
         memory.initialize(torch.tensor([[1.0, 2.0], [3.0, 4.0], [7.0, 7.0]]), torch.tensor([0, 0, 1]))
-        rows, labels = torch.tensor([[5.0, 5.0], [6.0, 6.0], [8.0, 8.0], [10.0, 0.0]]), torch.tensor([0, 1, 1, 2])
+        rows, labels = torch.tensor([[5.0, 5.0], [4.0, 6.0], [8.0, 8.0], [10.0, 0.0]]), torch.tensor([0, 1, 1, 2])
         memory.update(rows, labels)
         prototypes, exist = memory.prototypes()
         centroids, have_centroid = memory.centroids()
         assert exist.tolist() == have_centroid.tolist() == [True, True, True, False]
-        assert prototypes[:3].tolist() == [[2, 3], [7, 7], [10, 0]]  # centre; 2 of 2; the only entry
-        assert centroids[:3].tolist() == [[5, 5], [7, 7], [10, 0]]
+        assert prototypes[:3].tolist() == [[2, 3], [6, 7], [10, 0]]  # centre; 2 of 2; the only entry
+        assert centroids[:3].tolist() == [[5, 5], [6, 7], [10, 0]]
         assert prototypes.isfinite().all()
         assert centroids.isfinite().all()
 
