@@ -237,6 +237,7 @@ class TestState:
 BAD_DIFFICULTY = {
     "embeddings of integers": (TypeError, "float", "int64", {"embeddings": torch.ones(4, 3, dtype=torch.long)}),
     "embeddings one-dimensional": (ValueError, "(n, D)", "(4,)", {"embeddings": torch.ones(4)}),
+    "no width": (ValueError, "at least 1", "0", {"embeddings": torch.ones(4, 0), "centers": torch.ones(2, 0)}),
     "labels of another length": (ValueError, "(4,)", "(2,)", {"labels": torch.tensor([0, 1])}),
     "labels of floats": (TypeError, "integer", "float32", {"labels": torch.ones(4)}),
     "centers of another width": (ValueError, "(C, 3)", "(2, 5)", {"centers": torch.ones(2, 5)}),
@@ -277,6 +278,8 @@ ONE = (torch.ones(1, 2), torch.tensor([0]), torch.ones(1, 2))  # embeddings, lab
 BAD_CALLS = {
     "epoch negative": (ValueError, "epoch", "-1", lambda s: s.set_epoch(-1)),
     "epoch past the end": (ValueError, "num_epochs=4", "4", lambda s: s.set_epoch(4)),
+    "keep probability before the start": (ValueError, "epoch", "-1", lambda s: s.keep_probability(-1)),
+    "keep probability past the end": (ValueError, "num_epochs=4", "4", lambda s: s.keep_probability(4)),
     "epoch no int": (TypeError, "int", "float", lambda s: s.set_epoch(1.0)),
     "difficulty of another length": (ValueError, "(101,)", "(3,)", lambda s: s.set_epoch(1, torch.rand(3))),
     "difficulty no tensor": (TypeError, "tensor", "list", lambda s: s.set_epoch(1, [0.5] * 101)),

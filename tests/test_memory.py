@@ -246,6 +246,8 @@ BAD_CONSTRUCTION = {
     "no support": (ValueError, "support_size", "0", {"support_size": 0}),
     "more support than queue": (ValueError, "queue_size", "9", {"queue_size": 8, "support_size": 9}),
     "fractional size": (TypeError, "queue_size", "float", {"queue_size": 8.0}),
+    "dtype by name": (TypeError, "dtype", "str", {"dtype": "float32"}),
+    "negative seed": (ValueError, "seed", "-1", {"seed": -1}),
     "integer dtype": (TypeError, "dtype", "int64", {"dtype": torch.int64}),
 }
 BAD_ROWS = {
