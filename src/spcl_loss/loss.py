@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -121,8 +122,17 @@ def supervised_prototypical_contrastive_loss(
     with _full_precision(embeddings.device.type):
         rows, classes = _candidates(embeddings, labels, prototypes, prototype_mask, ignore_index)
         num_anchors = rows.shape[0] if prototype_anchors else embeddings.shape[0]
+        with_prototype_grads = prototypes is not None and prototypes.requires_grad
         losses, counted = _anchor_losses(
-            rows, classes, num_anchors, _score_scale(similarity, temperature), positives, contrast, impl
+            rows,
+            classes,
+            num_anchors,
+            num_grads=rows.shape[0] if with_prototype_grads else embeddings.shape[0],
+            scale=_score_scale(similarity, temperature),
+            positives=positives,
+            contrast=contrast,
+            product_dtype=_product_dtype(embeddings),
+            impl=impl,
         )
         if easy_threshold is not None:
             counted = counted & ~(losses <= easy_threshold)  # not `losses > threshold`: a NaN has to come through
@@ -146,7 +156,7 @@ def _candidates(
     embeddings: Tensor, labels: Tensor, prototypes: Tensor | None, prototype_mask: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Unit rows of batch and prototypes (R, D), and their classes (R,), -1 marking rows that are no candidates."""
-    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    dtype = _dtype(embeddings)
     rows, classes = embeddings.to(dtype), labels.long()
     classes = classes.masked_fill(classes == ignore_index, -1)
     if prototypes is not None:
@@ -158,8 +168,18 @@ def _candidates(
     return unit_rows(rows.masked_fill(classes[:, None] < 0, 0)), classes
 
 
+def _product_dtype(embeddings: Tensor) -> torch.dtype:
+    """On a GPU products of half precision embeddings stay in half precision; a CPU gains nothing from it."""
+    half = embeddings.dtype in (torch.float16, torch.bfloat16) and embeddings.is_cuda
+    return embeddings.dtype if half else _dtype(embeddings)
+
+
+def _dtype(embeddings: Tensor) -> torch.dtype:
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
 def _anchor_losses(
-    rows: Tensor, classes: Tensor, num_anchors: int, scale: float, positives: str, contrast: str, impl: str
+    rows: Tensor, classes: Tensor, num_anchors: int, *, positives: str, contrast: str, **operator: Any
 ) -> tuple[Tensor, Tensor]:
     """Loss of each anchor (A,), and whether it has what it takes to count (A,)."""
     class_sizes = _class_sizes(classes)
@@ -168,10 +188,9 @@ def _anchor_losses(
         rows,
         classes,
         log_weights,
-        scale=scale,
         num_anchors=num_anchors,
         with_sum=positives == "outside",
-        impl=impl,
+        **operator,
     )
     num_positives = class_sizes[:num_anchors] - 1
     counted = (classes[:num_anchors] >= 0) & (num_positives > 0)
@@ -399,7 +418,7 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none."""
         check_floating("embeddings", embeddings, ("N", self.memory.embedding_dim))
         centroids, exists = self.memory.centroids()
-        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+        dtype = _dtype(embeddings)
         with _full_precision(embeddings.device.type):
             scores = unit_rows(embeddings.to(dtype)) @ unit_rows(centroids.to(dtype)).T
             if self.similarity == "shifted_cosine":

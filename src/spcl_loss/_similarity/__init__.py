@@ -1,12 +1,17 @@
-"""The similarity operator, and the one place that chooses how it is computed."""
+"""The similarity operator, registered with PyTorch, and the one place that chooses how it is computed."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from spcl_loss._similarity import dense
+from spcl_loss._similarity import dense, strips
 
-IMPLEMENTATIONS = ("auto", "dense")
+IMPLEMENTATIONS = ("auto", "dense", "strips")
+# Rows above which strips overtake dense: measured by benchmarks/loss.py, see docs/performance.md.
+_DENSE_ROWS = 512
 
 
 def contrast_statistics(
@@ -16,7 +21,9 @@ def contrast_statistics(
     *,
     scale: float,
     num_anchors: int,
+    num_grads: int,
     with_sum: bool,
+    product_dtype: torch.dtype,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the loss needs to know of the scores s_ij = scale * <rows_i, rows_j>, per anchor, without keeping them.
@@ -29,12 +36,118 @@ def contrast_statistics(
         log_weights: (R,) added to the score of a candidate where it is a negative; None for zeros.
         scale: factor from inner product to score.
         num_anchors: A <= R.
+        num_grads: the gradient is wanted for that many leading rows, at least `num_anchors`; beyond it is zero.
         with_sum: whether the third statistic is wanted; zeros otherwise.
+        product_dtype: of the operands of the matrix products on a GPU; results and all else are in the rows' dtype.
         impl: one of `IMPLEMENTATIONS`; says how, never what.
 
     Returns:
         Three tensors (A,): the log-sum-exp of the weighted scores of the candidates with another label (negatives),
         the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
-        latter scores. An empty log-sum-exp is `dense.LOG_ZERO` or less.
+        latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
     """
-    return dense.contrast_statistics(rows, labels, log_weights, scale, num_anchors, with_sum)
+    if impl == "auto":
+        impl = "dense" if rows.shape[0] <= _DENSE_ROWS else "strips"
+    if impl == "dense":
+        return dense.statistics(rows, labels, log_weights, scale, num_anchors, with_sum)
+    outputs: tuple[Tensor, Tensor, Tensor] = _statistics(
+        rows, labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype
+    )
+    return outputs
+
+
+@torch.library.custom_op("spcl_loss::contrast_statistics", mutates_args=())
+def _statistics(
+    rows: Tensor,
+    labels: Tensor,
+    log_weights: Tensor | None,
+    scale: float,
+    num_anchors: int,
+    num_grads: int,
+    with_sum: bool,
+    product_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return strips.statistics(rows, labels, log_weights, scale, num_anchors, with_sum, product_dtype)
+
+
+@_statistics.register_fake
+def _(
+    rows: Tensor,
+    labels: Tensor,
+    log_weights: Tensor | None,
+    scale: float,
+    num_anchors: int,
+    num_grads: int,
+    with_sum: bool,
+    product_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
+
+
+@torch.library.custom_op("spcl_loss::contrast_gradient", mutates_args=())
+def _gradient(
+    rows: Tensor,
+    labels: Tensor,
+    log_weights: Tensor | None,
+    negative: Tensor,
+    positive: Tensor,
+    grads: Tensor,
+    scale: float,
+    num_grads: int,
+    with_sum: bool,
+    product_dtype: torch.dtype,
+) -> Tensor:
+    return strips.gradient(
+        rows, labels, log_weights, scale, num_grads, with_sum, negative, positive, grads, product_dtype
+    )
+
+
+@_gradient.register_fake
+def _(
+    rows: Tensor,
+    labels: Tensor,
+    log_weights: Tensor | None,
+    negative: Tensor,
+    positive: Tensor,
+    grads: Tensor,
+    scale: float,
+    num_grads: int,
+    with_sum: bool,
+    product_dtype: torch.dtype,
+) -> Tensor:
+    return rows.new_empty(num_grads, rows.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    rows, labels, log_weights, ctx.scale, _, ctx.num_grads, ctx.with_sum, ctx.product_dtype = inputs
+    ctx.save_for_backward(rows, labels, log_weights, output[0], output[1])
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    rows, labels, log_weights, negative, positive = ctx.saved_tensors
+    grad = _gradient(
+        rows,
+        labels,
+        log_weights,
+        negative,
+        positive,
+        torch.stack(grads),
+        ctx.scale,
+        ctx.num_grads,
+        ctx.with_sum,
+        ctx.product_dtype,
+    )
+    grad = torch.nn.functional.pad(grad, (0, 0, 0, rows.shape[0] - ctx.num_grads))
+    return grad, None, None, None, None, None, None, None
+
+
+_statistics.register_autograd(_backward, setup_context=_setup)
+
+
+def _no_second_derivative(ctx: Any, grad: Tensor) -> None:
+    raise NotImplementedError(
+        'the blockwise similarity operator has a first derivative only; pass impl="dense" to differentiate twice'
+    )
+
+
+_gradient.register_autograd(_no_second_derivative)

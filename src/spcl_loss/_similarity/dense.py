@@ -9,7 +9,7 @@ from torch import Tensor
 LOG_ZERO = -1e30
 
 
-def contrast_statistics(
+def statistics(
     rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, num_anchors: int, with_sum: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     anchors = rows[:num_anchors]

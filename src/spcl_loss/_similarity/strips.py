@@ -1,0 +1,187 @@
+"""The operator in tiles of bounded size, the upper triangle only: no N x N tensor, any device.
+
+The rows are compared with themselves, so the scores of one tile serve its rows and its columns. The gradient needs one
+symmetric matrix H, which is made again tile by tile from the statistics and their gradients::
+
+    H_ij = exp(s_ij) (a_i v_j + a_j v_i)         other label    a_i = d loss / d negative_i  exp(-negative_i)
+    H_ij = exp(s_ij) (b_i + b_j) + c_i + c_j     same label     b_i likewise of positive_i, c_i = d loss / d sum_i
+    d loss / d rows = scale H rows
+
+where v_j is the weight of candidate j, and H_ii = 0. Forward and backward take one product each for the scores of half
+the matrix and two more for H times rows: 4 N^2 D operations, where the plain N x N computation takes 6.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from spcl_loss._similarity.dense import LOG_ZERO
+
+# Up to here exp(score) neither overflows nor vanishes in float32, not even summed over 2^24 rows: no maximum is needed.
+_PLAIN_SCALE = 40.0
+# float16 loses digits below 6e-5; entries of H, made at most about this large, mostly lie above.
+_HALF_MAGNITUDE = 256.0
+_CPU_TILE_BYTES = 4 << 20
+_GPU_TILE_BYTES = 256 << 20
+
+Statistics = tuple[Tensor, Tensor, Tensor]
+
+
+def statistics(
+    rows: Tensor,
+    labels: Tensor,
+    log_weights: Tensor | None,
+    scale: float,
+    num_anchors: int,
+    with_sum: bool,
+    product_dtype: torch.dtype,
+) -> Statistics:
+    """The forward pass; see `spcl_loss._similarity.contrast_statistics`."""
+    plain = scale <= _PLAIN_SCALE
+    log_weights = _log_weights(rows, labels, log_weights)
+    weights = log_weights.exp()
+    # Sums of exponentials, or their logarithms where the exponentials do not fit.
+    negative, positive, positive_sum = rows.new_zeros(3, rows.shape[0])
+    if not plain:
+        negative.fill_(LOG_ZERO)
+        positive.fill_(LOG_ZERO)
+    operand = rows.to(product_dtype)
+    for i, j in _tiles(num_anchors, rows.shape[0], rows):
+        scores = _product(operand[i], operand[j].T).mul_(scale)
+        same = labels[i, None] == labels[j]
+        own = _without_diagonal(same.clone(), i, j)
+        new = slice(max(i.stop, j.start), j.stop)  # columns that are not rows of this tile too
+        part = slice(new.start - j.start, None)
+        if with_sum:
+            of_positives = scores.masked_fill(~own, 0)
+            positive_sum[i] += of_positives.sum(1)
+            positive_sum[new] += of_positives[:, part].sum(0)
+        if plain:
+            exponentials = scores.exp_()
+            of_positives = exponentials * own
+            positive[i] += of_positives.sum(1)
+            positive[new] += of_positives[:, part].sum(0)
+            exponentials.masked_fill_(same, 0)
+            negative[i] += exponentials @ weights[j]
+            negative[new] += weights[i] @ exponentials[:, part]
+        else:
+            of_positives = scores.masked_fill(~own, LOG_ZERO)
+            _add_logs(positive, i, of_positives.logsumexp(1))
+            _add_logs(positive, new, of_positives[:, part].logsumexp(0))
+            scores.masked_fill_(same, LOG_ZERO)
+            _add_logs(negative, i, (scores + log_weights[j]).logsumexp(1))
+            _add_logs(negative, new, (scores[:, part] + log_weights[i, None]).logsumexp(0))
+    if plain:
+        negative, positive = negative.log().clamp_min(LOG_ZERO), positive.log().clamp_min(LOG_ZERO)
+    return negative[:num_anchors], positive[:num_anchors], positive_sum[:num_anchors]
+
+
+def gradient(
+    rows: Tensor,
+    labels: Tensor,
+    log_weights: Tensor | None,
+    scale: float,
+    num_grads: int,
+    with_sum: bool,
+    negative: Tensor,
+    positive: Tensor,
+    grads: Tensor,
+    product_dtype: torch.dtype,
+) -> Tensor:
+    """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients (3, A)."""
+    num_anchors = negative.shape[0]
+    log_weights = _log_weights(rows, labels, log_weights)
+    half = product_dtype not in (torch.float32, torch.float64)
+    magnitude = grads.abs().amax().clamp_min(torch.finfo(rows.dtype).tiny) / _HALF_MAGNITUDE if half else 1.0
+    # Rows that are no anchors have no statistics: their gradients are zero and any value will do.
+    fill = (0, rows.shape[0] - num_anchors)
+    of_negative, of_positive, of_sum = torch.nn.functional.pad(grads / magnitude, fill)
+    negative, positive = torch.nn.functional.pad(negative, fill), torch.nn.functional.pad(positive, fill)
+    if scale <= _PLAIN_SCALE:
+        of_negative = of_negative * (-negative).exp().masked_fill_(negative <= LOG_ZERO, 0)
+        of_positive = of_positive * (-positive).exp().masked_fill_(positive <= LOG_ZERO, 0)
+
+    result = rows.new_zeros(num_grads, rows.shape[1])
+    weights = log_weights.exp()
+    operand = rows.to(product_dtype)
+    for i, j in _tiles(num_anchors, rows.shape[0], rows):
+        scores = _product(operand[i], operand[j].T).mul_(scale)
+        same = labels[i, None] == labels[j]
+        if scale <= _PLAIN_SCALE:
+            to_negatives = torch.stack([of_negative[i], weights[i]], 1) @ torch.stack([weights[j], of_negative[j]])
+            h = torch.where(same, of_positive[i, None] + of_positive[j], to_negatives).mul_(scores.exp_())
+        else:
+            to_negatives = of_negative[i, None] * _share(scores + log_weights[j], negative[i, None])
+            to_negatives += of_negative[j] * _share(scores + log_weights[i, None], negative[j])
+            to_positives = of_positive[i, None] * _share(scores, positive[i, None])
+            to_positives += of_positive[j] * _share(scores, positive[j])
+            h = torch.where(same, to_positives, to_negatives)
+        if with_sum:
+            h += (of_sum[i, None] + of_sum[j]).masked_fill_(~same, 0)
+        h = _without_diagonal(h, i, j).to(product_dtype)
+        _accumulate(result[i], h, operand[j])
+        new = slice(max(i.stop, j.start), min(j.stop, num_grads))
+        if new.start < new.stop:
+            _accumulate(result[new], h[:, new.start - j.start : new.stop - j.start].T, operand[i])
+    return result.mul_(magnitude * scale)
+
+
+def tile_shape(device: torch.device, itemsize: int) -> tuple[int, int]:
+    """Rows and columns of a tile: `SPCL_TILE_BYTES` of scores, by default what a CPU's cache or a GPU's queue likes."""
+    default = _CPU_TILE_BYTES if device.type == "cpu" else _GPU_TILE_BYTES
+    elements = int(os.environ.get("SPCL_TILE_BYTES", default)) // itemsize
+    # Wide tiles: the diagonal blocks, computed whole, are as high as the tile, and cost the less for it.
+    height = max(1, math.isqrt(elements // 16))
+    return height, max(height, elements // height)
+
+
+def _tiles(num_anchors: int, num_rows: int, rows: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Row and column ranges that cover every pair of an anchor and a later row once, and the diagonal blocks whole."""
+    height, width = tile_shape(rows.device, rows.element_size())
+    for top in range(0, num_anchors, height):
+        i = slice(top, min(top + height, num_anchors))
+        for left in range(top, num_rows, width):
+            yield i, slice(left, min(left + width, num_rows))
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """A product with a float32 result where the operands are half precision."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def _accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == target.dtype:
+        target.addmm_(left, right)
+    else:
+        target += _product(left, right)
+
+
+def _log_weights(rows: Tensor, labels: Tensor, log_weights: Tensor | None) -> Tensor:
+    """(R,) what a candidate adds to its score where it is a negative; one with a negative label is none."""
+    weights = rows.new_zeros(rows.shape[0]) if log_weights is None else log_weights
+    return weights.masked_fill(labels < 0, LOG_ZERO)
+
+
+def _without_diagonal(tile: Tensor, i: slice, j: slice) -> Tensor:
+    """The tile with zeros where a row meets itself; changes it."""
+    if j.start == i.start:
+        tile[:, : i.stop - i.start].fill_diagonal_(0)
+    return tile
+
+
+def _add_logs(total: Tensor, where: slice, logs: Tensor) -> None:
+    total[where] = torch.logaddexp(total[where], logs)
+
+
+def _share(scores: Tensor, log_sum: Tensor) -> Tensor:
+    """exp(scores - log_sum), at most 1 where the scores are part of the sum, and cut to that where they are not."""
+    return (scores - log_sum).clamp_max_(0).exp_()
