@@ -1,0 +1,1 @@
+"""Emotion recognition in conversation (ERC) with SPCL: what the example scripts share."""

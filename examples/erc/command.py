@@ -1,0 +1,106 @@
+"""The command line that all example scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .data import NoDataError, load_corpus
+from .dialogues import Corpus, InputError
+from .practice import PRACTICE
+from .run_folder import RunFolder
+from .settings import PRESETS, Settings, add_options, given
+
+
+def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Parses, trains, prints the result.
+
+    Returns:
+        The exit code: 2 where the input cannot be used, 130 after Ctrl-C.
+    """
+    arguments = _parser(description).parse_args(argv)
+    output = arguments.output or Path("runs") / time.strftime(f"{dataset.lower()}-%Y%m%d-%H%M%S")
+    try:
+        _run(dataset, output, arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; to continue, run the same script with --resume --output {output}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: a new one in runs/)")
+    parser.add_argument("--resume", action="store_true", help="continue the run that --output holds, if it holds one")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that --output holds")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder with the dataset's files")
+    practice = parser.add_mutually_exclusive_group()
+    practice.add_argument("--practice", action="store_true", help="train on the practice corpus, which needs no data")
+    practice.add_argument("--or-practice", action="store_true", help="do so only where the dataset cannot be had")
+    parser.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        help="settings to begin with (default: gpu where there is "
+        "one, else cpu); every option below changes one of them",
+    )
+    add_options(parser.add_argument_group("settings"))
+    return parser
+
+
+def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
+    stored = RunFolder(output).stored_settings() if arguments.resume else None
+    if stored is not None and not arguments.practice:
+        dataset = stored.dataset
+    corpus = _corpus(dataset, arguments)
+    settings = _settings(corpus.name, stored, arguments)
+    from .report import result_table  # these import torch, which takes seconds, and no fault so far has needed it
+    from .training import train
+
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        print(
+            f"{corpus.name}: {len(corpus.train)} dialogues to train on, {len(corpus.dev)} to select by, "
+            f"{len(corpus.test)} to test on; results in {output}",
+            flush=True,
+        )
+    result = train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
+    if main_process:
+        print(f"\n{result_table(result)}\n\nresults in {output}", flush=True)
+
+
+def _corpus(dataset: str, arguments: argparse.Namespace) -> Corpus:
+    if arguments.practice:
+        return load_corpus(PRACTICE)
+    try:
+        return load_corpus(dataset, arguments.data_dir)
+    except NoDataError as error:
+        if not arguments.or_practice:
+            raise
+        print(
+            f"{error}\nThis run uses the practice corpus instead; its scores say nothing about {dataset}.",
+            file=sys.stderr,
+        )
+        return load_corpus(PRACTICE)
+
+
+def _settings(dataset: str, stored: Settings | None, arguments: argparse.Namespace) -> Settings:
+    try:
+        if stored is not None and arguments.preset is None:
+            return replace(stored, dataset=dataset, **given(arguments))
+        return Settings(dataset=dataset, **PRESETS[arguments.preset or _default_preset()] | given(arguments))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _default_preset() -> str:
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,93 @@
+"""The practice corpus: made-up dialogues to train on where no dataset is at hand. Scores on it say nothing about one.
+
+A dialogue begins with the report of an event, then speakers react. Each speaker has a temperament, which decides what
+an event makes them feel. Much of what they say fits any emotion: "I heard." is joy from a cheerful person after good
+news and fear from an anxious one after bad. So neither the words, nor the context, nor the speaker suffice alone.
+Train, dev and test are made from different sentences.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from .dialogues import Corpus, Dialogue, Turn
+from .practice_lines import AMBIGUOUS, DAYS, EVENTS, NAMES, OVERT, PLACES
+
+PRACTICE = "practice corpus"
+LABELS = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
+# MELD's training counts, README of the dataset: the practice corpus is as unbalanced.
+SHARES = tuple(count / 9989 for count in (4710, 1743, 1205, 1109, 683, 271, 268))
+
+KINDS = ("windfall", "bereft", "slight", "peril", "filth", "twist", "routine")
+REACTIONS = {  # temperament: what each kind of event makes it feel
+    "cheerful": ("joy", "sadness", "neutral", "surprise", "joy", "joy", "joy"),
+    "hot": ("joy", "anger", "anger", "anger", "disgust", "surprise", "neutral"),
+    "anxious": ("surprise", "sadness", "fear", "fear", "disgust", "fear", "neutral"),
+    "calm": ("joy", "sadness", "neutral", "neutral", "neutral", "neutral", "neutral"),
+    "dramatic": ("surprise", "sadness", "anger", "fear", "surprise", "surprise", "sadness"),
+    "sour": ("disgust", "neutral", "anger", "anger", "disgust", "anger", "disgust"),
+}
+SPEAKERS = {
+    "Ada": "cheerful", "Ben": "hot", "Cleo": "anxious", "Dan": "calm", "Edda": "dramatic", "Finn": "sour",
+    "Gil": "calm", "Hugo": "cheerful", "Ines": "hot", "Jan": "anxious", "Kaya": "sour", "Leo": "dramatic",
+}  # fmt: skip
+
+MIN_TURNS, MAX_TURNS = 3, 5
+AMBIGUOUS_SHARE = 0.65  # of the reactions that are in the speaker's character
+DIALOGUES = {"train": 2400, "dev": 250, "test": 600}
+
+
+def practice_corpus(seed: int = 0) -> Corpus:
+    """The corpus; the same for the same seed, on every machine."""
+    splits = {}
+    for split, count in DIALOGUES.items():
+        generator = random.Random(f"{seed} {split}")
+        splits[split] = tuple(_dialogue(split, str(number), generator) for number in range(count))
+    return Corpus(PRACTICE, LABELS, **splits)
+
+
+def _dialogue(split: str, name: str, generator: random.Random) -> Dialogue:
+    length = generator.randint(MIN_TURNS, MAX_TURNS)
+    emotions = generator.choices(LABELS, _reaction_shares(), k=length - 1)
+    kind = _kind_for(emotions, generator)
+    reporter = generator.choice(list(SPEAKERS))
+    turns = [(reporter, _fill(generator.choice(EVENTS[split][kind]), generator), "neutral")]
+    for emotion in emotions:
+        speaker = _speaker_for(emotion, kind, turns[-1][0], generator)
+        turns.append((speaker, _reply(split, speaker, kind, emotion, generator), emotion))
+    return Dialogue(name, tuple(Turn(str(i), who, text, LABELS.index(e)) for i, (who, text, e) in enumerate(turns)))
+
+
+def _reaction_shares() -> list[float]:
+    """The shares among reactions that make up for every report being neutral, so that all turns have `SHARES`."""
+    length = (MIN_TURNS + MAX_TURNS) / 2
+    return [(share * length - (label == "neutral")) / (length - 1) for label, share in zip(LABELS, SHARES, strict=True)]
+
+
+def _kind_for(emotions: Sequence[str], generator: random.Random) -> str:
+    """A kind of event that makes somebody feel as many of the emotions as possible."""
+    fits = [sum(any(feel[k] == e for feel in REACTIONS.values()) for e in emotions if e != "neutral")
+            for k in range(len(KINDS))]  # fmt: skip
+    return generator.choice([kind for kind, fit in zip(KINDS, fits, strict=True) if fit == max(fits)])
+
+
+def _speaker_for(emotion: str, kind: str, previous: str, generator: random.Random) -> str:
+    """Somebody else than the previous speaker, whom the event makes feel that, if there is one."""
+    others = [speaker for speaker in SPEAKERS if speaker != previous]
+    fitting = [speaker for speaker in others if _feels(speaker, kind) == emotion]
+    return generator.choice(fitting or others)
+
+
+def _feels(speaker: str, kind: str) -> str:
+    return REACTIONS[SPEAKERS[speaker]][KINDS.index(kind)]
+
+
+def _reply(split: str, speaker: str, kind: str, emotion: str, generator: random.Random) -> str:
+    if _feels(speaker, kind) == emotion and generator.random() < AMBIGUOUS_SHARE:
+        return generator.choice(AMBIGUOUS[split])
+    return _fill(generator.choice(OVERT[split][emotion]), generator)
+
+
+def _fill(sentence: str, generator: random.Random) -> str:
+    return sentence.format(name=generator.choice(NAMES), place=generator.choice(PLACES), day=generator.choice(DAYS))

@@ -1,0 +1,153 @@
+"""Dialogues as the encoder's input: previous turns, a query, and a mask whose hidden state is the representation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dialogues import Dialogue, InputError, Turn
+
+NO_LIMIT = 1_000_000  # tokenizers without a limit state a huge number
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled input, `[CLS] speaker: text [SEP] ... For utterance: text [SEP] speaker feels [MASK] [SEP]`."""
+
+    input_ids: tuple[int, ...]
+    mask_position: int
+    label: int
+    dialogue: str
+    turn: str
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    said: list[int]  # "speaker: text"
+    query: list[int]  # "For utterance: text", "speaker feels", mask
+
+
+class Prompts:
+    """A split's dialogues, tokenised once.
+
+    Args:
+        tokenizer: of the encoder; its own mask token marks the place of the representation.
+        context_turns: how many previous turns come before the query.
+        repeat_turn: whether the turn itself ends its context.
+        max_length: tokens that context and query may take together. A query that is longer stays whole, up to the
+            encoder's own limit.
+    """
+
+    def __init__(
+        self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, repeat_turn: bool, max_length: int
+    ) -> None:
+        self.limit = min(tokenizer.model_max_length, NO_LIMIT)
+        if max_length > self.limit:
+            raise InputError(f"max_length must be at most {self.limit}, the encoder's limit; received {max_length}")
+        self.dialogues = dialogues
+        self.context_turns, self.repeat_turn, self.max_length = context_turns, repeat_turn, max_length
+        self.start = _special(tokenizer, "cls_token_id", "bos_token_id")
+        self.tokens = _tokenise(dialogues, tokenizer)
+
+    def own_queries(self) -> list[Sample]:
+        """A sample for every labelled turn."""
+        return [self._sample(d, turn, turn) for d, turn in self._labelled()]
+
+    def past_queries(self, share: float, generator: torch.Generator) -> list[Sample]:
+        """For a random `share` of the turns: the same context, but the query asks for a random earlier turn in it.
+
+        The number depends on the dialogues and the share only, never on the draw.
+        """
+        options = [(d, turn, self._labelled_before(d, turn)) for d, turn in self._labelled()]
+        options = [option for option in options if option[2]]
+        chosen = torch.randperm(len(options), generator=generator)[: round(min(share, 1) * len(options))]
+        samples = []
+        for index in chosen.sort().values.tolist():
+            d, turn, earlier = options[index]
+            query = earlier[int(torch.randint(len(earlier), (), generator=generator))]
+            samples.append(self._sample(d, turn, query))
+        return samples
+
+    def _labelled(self) -> Iterator[tuple[int, int]]:
+        for d, dialogue in enumerate(self.dialogues):
+            for position, turn in enumerate(dialogue.turns):
+                if turn.label is not None:
+                    yield d, position
+
+    def _labelled_before(self, d: int, turn: int) -> list[int]:
+        turns = self.dialogues[d].turns
+        return [i for i in range(max(0, turn - self.context_turns), turn) if turns[i].label is not None]
+
+    def _sample(self, d: int, turn: int, query: int) -> Sample:
+        """The dialogue as it stands after `turn`, asked for the emotion of `query`."""
+        tokens = self.tokens[d]
+        # A query about the past needs the present turn in its context: it is what came after.
+        last = turn + 1 if self.repeat_turn or query != turn else turn
+        asked = tokens[query].query[-(self.limit - 1) :]
+        room = self.max_length - 1 - len(asked)
+        context: list[int] = []
+        for said in reversed([t.said for t in tokens[max(0, turn - self.context_turns) : last]]):
+            if len(context) + len(said) > room:
+                break
+            context = said + context
+        ids = (self.start, *context, *asked)
+        owner = self.dialogues[d].turns[query]
+        assert owner.label is not None
+        return Sample(ids, len(ids) - 2, owner.label, self.dialogues[d].id, owner.id)
+
+
+def _tokenise(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[list[_Tokens]]:
+    end = _special(tokenizer, "sep_token_id", "eos_token_id")
+    mask = _special(tokenizer, "mask_token_id")
+    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+
+    def ids(text: Callable[[Turn], str]) -> Iterator[list[int]]:
+        batch = [text(turn) for turn in turns]
+        # verbose: a turn beyond the encoder's limit is cut here, not by the tokenizer, and needs no warning
+        return iter(tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"] if batch else [])
+
+    said = ids(lambda turn: f"{turn.speaker}: {turn.text}")
+    query = ids(lambda turn: f"For utterance: {turn.text}")
+    feels = ids(lambda turn: f"{turn.speaker} feels")
+    return [
+        [_Tokens([*next(said), end], [*next(query), end, *next(feels), mask, end]) for _ in dialogue.turns]
+        for dialogue in dialogues
+    ]
+
+
+def _special(tokenizer: Any, *names: str) -> int:
+    for name in names:
+        if (token := getattr(tokenizer, name, None)) is not None:
+            return int(token)
+    raise InputError(f"the encoder's tokenizer has no {names[0].removesuffix('_id')}: choose a masked language model")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N samples padded to the longest, L tokens."""
+
+    input_ids: Tensor  # (N, L)
+    attention_mask: Tensor  # (N, L)
+    mask_position: Tensor  # (N,)
+    labels: Tensor  # (N,)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        parts = (self.input_ids, self.attention_mask, self.mask_position, self.labels)
+        return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
+
+def collate(samples: Sequence[Sample], padding: int) -> Batch:
+    """A batch no wider than its longest member."""
+    rows = [torch.tensor(sample.input_ids) for sample in samples]
+    lengths = torch.tensor([len(row) for row in rows])
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    return Batch(
+        input_ids,
+        (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+        torch.tensor([sample.mask_position for sample in samples]),
+        torch.tensor([sample.label for sample in samples]),
+    )

@@ -1,0 +1,52 @@
+"""A corpus and an encoder small enough that a test can train on them in a second or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from erc.dialogues import Corpus, Dialogue, Turn
+from erc.encoder import packaged_minilm
+from erc.settings import Settings
+
+LABELS = ("calm", "glad", "angry")
+WORDS = ("i see", "how nice", "go away")
+
+
+def corpus(train: int = 12) -> Corpus:
+    """Dialogues of four turns, whose words give the emotion away."""
+
+    def split(first: int, count: int) -> tuple[Dialogue, ...]:
+        return tuple(_dialogue(number) for number in range(first, first + count))
+
+    return Corpus("tiny", LABELS, split(0, train), split(100, 5), split(200, 6))
+
+
+def _dialogue(number: int) -> Dialogue:
+    labels = [(number + i * i) % 3 for i in range(4)]
+    turns = (Turn(str(i), "ab"[i % 2], f"{WORDS[label]} {number}", label) for i, label in enumerate(labels))
+    return Dialogue(str(number), tuple(turns))
+
+
+def encoder(folder: Path, architecture: str = "bert") -> str:
+    """A random two-layer transformer with MiniLM's tokenizer, saved as any model is."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel
+
+    tokenizer = AutoTokenizer.from_pretrained(packaged_minilm(), local_files_only=True)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 130}
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**sizes)) if architecture == "bert" else MPNetModel(MPNetConfig(**sizes))
+    model.save_pretrained(folder)
+    tokenizer.model_max_length = 128
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def settings(folder: str, **changes: object) -> Settings:
+    """Three quick epochs of several batches, in float32."""
+    values: dict[str, object] = {
+        "dataset": "tiny", "encoder": folder, "epochs": 3, "batch_size": 4, "context_turns": 2, "max_length": 48,
+        "encoder_rate": 1e-3, "head_rate": 1e-2, "warmup": 2, "queue_size": 8, "support_size": 2, "precision": "fp32",
+    }  # fmt: skip
+    return Settings(**{**values, **changes})  # type: ignore[arg-type]

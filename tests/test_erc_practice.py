@@ -1,0 +1,64 @@
+"""The practice corpus is what it says it is."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from erc.practice import LABELS, SHARES, practice_corpus
+from erc.practice_lines import AMBIGUOUS, EVENTS, OVERT
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return practice_corpus()
+
+
+def test_it_is_never_called_by_another_name(corpus):
+    assert corpus.name == "practice corpus"
+
+
+def test_a_seed_decides_everything(corpus):
+    assert practice_corpus() == corpus
+    assert practice_corpus(seed=1) != corpus
+
+
+def test_a_few_thousand_short_dialogues(corpus):
+    assert 2000 <= sum(len(split) for split in (corpus.train, corpus.dev, corpus.test)) <= 5000
+    assert all(3 <= len(dialogue.turns) <= 5 for dialogue in corpus.train)
+    assert min(len({turn.speaker for turn in dialogue.turns}) for dialogue in corpus.train) >= 2
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_emotions_are_as_unbalanced_as_melds(corpus, split):
+    counts = Counter(turn.label for dialogue in getattr(corpus, split) for turn in dialogue.turns)
+    total = sum(counts.values())
+    for label, share in enumerate(SHARES):
+        error = (share * (1 - share) / total) ** 0.5
+        assert abs(counts[label] / total - share) < 4 * error, LABELS[label]
+
+
+def test_no_two_splits_share_a_sentence():
+    seen: dict[str, str] = {}
+    for table in (EVENTS, OVERT):
+        for split, groups in table.items():
+            for sentence in (sentence for group in groups.values() for sentence in group):
+                assert seen.setdefault(sentence, split) == split, sentence
+    for split, sentences in AMBIGUOUS.items():
+        for sentence in sentences:
+            assert seen.setdefault(sentence, split) == split, sentence
+
+
+def test_the_same_words_carry_different_emotions_by_speaker_and_context(corpus):
+    by_words, by_words_and_speaker = defaultdict(Counter), defaultdict(Counter)
+    for dialogue in corpus.train:
+        for turn in dialogue.turns:
+            by_words[turn.text][turn.label] += 1
+            by_words_and_speaker[turn.text, turn.speaker][turn.label] += 1
+    for sentence in AMBIGUOUS["train"]:
+        assert len(by_words[sentence]) >= 6
+    speakers = Counter(len(by_words_and_speaker[key]) for key in by_words_and_speaker if key[0] in AMBIGUOUS["train"])
+    assert sum(count for emotions, count in speakers.items() if emotions >= 2) > 0.8 * sum(speakers.values())
+
+
+def test_every_place_holder_is_filled(corpus):
+    texts = [turn.text for split in (corpus.train, corpus.dev, corpus.test) for d in split for turn in d.turns]
+    assert not any("{" in text for text in texts)
