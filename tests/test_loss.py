@@ -1,5 +1,6 @@
 """The loss function: golden numbers, reductions and weights, dtypes, degenerate batches, bad input."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,11 @@ def assert_relative(ours, theirs, tolerance):
         assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-@pytest.mark.parametrize("function", [spcl, oracle.loss], ids=["library", "oracle"])
 class TestGolden:
+    @pytest.fixture(params=["library", "oracle"])
+    def function(self, request, impl):
+        return partial(spcl, impl=impl) if request.param == "library" else oracle.loss
+
     @pytest.mark.parametrize("name", BATCHES)
     @pytest.mark.parametrize(("method", "options"), [("spcl", SPCL), ("spdcl", SPDCL)])
     def test_authors_methods(self, function, name, method, options):
@@ -108,8 +112,9 @@ class TestRows:
 
     @METHODS
     @pytest.mark.parametrize("ignore_index", [-100, -1, 255, 2])
-    def test_ignoring_equals_removing(self, options, ignore_index):
+    def test_ignoring_equals_removing(self, impl, options, ignore_index):
         embeddings, labels, prototypes = batch(N=15)
+        options = dict(options, impl=impl)
         keep = (torch.arange(15) % 5 != 3) & (labels != ignore_index)
         labels = torch.where(keep, labels, ignore_index)
         ours = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, ignore_index=ignore_index)
@@ -119,10 +124,10 @@ class TestRows:
 
     @METHODS
     @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-    def test_what_does_not_take_part_may_be_anything(self, options, poison):
+    def test_what_does_not_take_part_may_be_anything(self, impl, options, poison):
         embeddings, labels, prototypes = batch(N=13)
         labels[4] = -100
-        options = dict(options, prototype_mask=torch.tensor([True, False, True, True]))
+        options = dict(options, impl=impl, prototype_mask=torch.tensor([True, False, True, True]))
         clean = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
         embeddings[4], prototypes[1] = poison, poison
         poisoned = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
@@ -132,10 +137,10 @@ class TestRows:
     @METHODS
     @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
     @pytest.mark.parametrize("reduction", ["mean", "sum"])
-    def test_a_counted_row_that_is_not_finite_makes_the_loss_nan(self, options, poison, reduction):
+    def test_a_counted_row_that_is_not_finite_makes_the_loss_nan(self, impl, options, poison, reduction):
         embeddings, labels, prototypes = batch()
         embeddings[3, 0] = poison
-        assert spcl(embeddings, labels, prototypes, **options, reduction=reduction).isnan()
+        assert spcl(embeddings, labels, prototypes, **options, impl=impl, reduction=reduction).isnan()
 
     def test_masked_prototypes_are_no_candidates(self):
         embeddings, labels, prototypes = batch()
@@ -152,8 +157,9 @@ class TestRows:
 class TestPrecision:
     @METHODS
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-    def test_half_inputs_are_computed_in_float32(self, options, half):
+    def test_half_inputs_are_computed_in_float32(self, impl, options, half):
         embeddings, labels, prototypes = batch(dtype=torch.float32)
+        options = dict(options, impl=impl)
         embeddings, prototypes = embeddings.to(half), prototypes.to(half)
         ours = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
         single = oracle.value_and_gradients(spcl, embeddings.float(), labels, prototypes.float(), **options)
@@ -167,8 +173,8 @@ class TestPrecision:
         assert spcl(*batch(dtype=dtype)).dtype == dtype
 
     @METHODS
-    def test_autocast_changes_no_number(self, options):
-        tensors = batch(dtype=torch.float32)
+    def test_autocast_changes_no_number(self, impl, options):
+        tensors, options = batch(dtype=torch.float32), dict(options, impl=impl)
 
         def under_autocast(*tensors, **options):
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -225,10 +231,12 @@ DEGENERATE = {
 class TestDegenerateBatches:
     @pytest.mark.parametrize("case", NOTHING_TO_COMPARE)
     @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-    def test_nothing_to_compare_is_a_zero_with_a_graph(self, case, reduction):
+    def test_nothing_to_compare_is_a_zero_with_a_graph(self, impl, case, reduction):
         embeddings, labels, prototypes, options = NOTHING_TO_COMPARE[case]
         leaves = [leaf.clone().requires_grad_() for leaf in (embeddings, prototypes) if leaf is not None]
-        value = spcl(leaves[0], torch.tensor(labels, dtype=torch.long), *leaves[1:], **options, reduction=reduction)
+        value = spcl(
+            leaves[0], torch.tensor(labels, dtype=torch.long), *leaves[1:], **options, impl=impl, reduction=reduction
+        )
         assert value.requires_grad
         assert not value.any()
         value.sum().backward()
@@ -239,11 +247,11 @@ class TestDegenerateBatches:
     @METHODS
     @pytest.mark.parametrize("case", DEGENERATE)
     @pytest.mark.parametrize("temperature", [0.005, 0.05, 10.0])
-    def test_value_and_gradients_are_finite_and_right(self, options, case, temperature):
+    def test_value_and_gradients_are_finite_and_right(self, impl, options, case, temperature):
         embeddings, labels, prototypes = DEGENERATE[case]
         tensors = embeddings, torch.tensor(labels), prototypes
         options = dict(options, temperature=temperature, easy_threshold=None)  # losses that are 0 but for rounding
-        ours = oracle.value_and_gradients(spcl, *tensors, **options)
+        ours = oracle.value_and_gradients(spcl, *tensors, **options, impl=impl)
         assert all(x.isfinite().all() for x in ours)
         expected = oracle.loss(*tensors, **options)
         assert (ours[0] - expected).abs() <= 1e-5 * max(1.0, 1 / temperature)
