@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from erc.dialogues import Corpus, Dialogue, Turn
 from erc.encoder import packaged_minilm
@@ -33,8 +34,15 @@ def encoder(folder: Path, architecture: str = "bert") -> str:
     from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel
 
     tokenizer = AutoTokenizer.from_pretrained(packaged_minilm(), local_files_only=True)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 130}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 130,
+        "initializer_range": 0.2,  # larger than usual: representations then differ by words before any training
+    }
     torch.manual_seed(0)
     model = BertModel(BertConfig(**sizes)) if architecture == "bert" else MPNetModel(MPNetConfig(**sizes))
     model.save_pretrained(folder)

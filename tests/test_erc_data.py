@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
 from erc import data
 from erc.dialogues import InputError
 

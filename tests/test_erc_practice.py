@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 
 import pytest
+
 from erc.practice import LABELS, SHARES, practice_corpus
 from erc.practice_lines import AMBIGUOUS, EVENTS, OVERT
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from erc.dialogues import Dialogue, InputError, Turn
 from erc.encoder import packaged_minilm
 from erc.prompts import Prompts, collate

