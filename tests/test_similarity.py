@@ -66,6 +66,17 @@ def test_agrees_with_the_oracle(impl, problem):
     assert_agree(oracle.value_and_gradients(spcl, *tensors, **options, impl=impl), expected)
 
 
+@given(problem=problems(with_prototypes=True))
+def test_prototypes_without_a_gradient_change_no_number(impl, problem):
+    embeddings, labels, prototypes, options = problem
+    expected = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, impl=impl)
+
+    def with_constants(embeddings, labels):
+        return spcl(embeddings, labels, prototypes, **options, impl=impl)
+
+    assert_agree(oracle.value_and_gradients(with_constants, embeddings, labels), expected[:2], tolerance=1e-12)
+
+
 @pytest.mark.parametrize("N", [1, 2, 33, 65])
 @pytest.mark.parametrize("options", [SPCL, SPDCL, BCL, EACL])
 def test_agrees_with_the_oracle_on_larger_ragged_batches(impl, N, options):
