@@ -20,16 +20,22 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; received {value!r}")
 
 
-def check_positive(name: str, value: float) -> None:
+def check_number(name: str, value: float, minimum: float = -math.inf) -> None:
+    """A finite number above `minimum`."""
     if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a Python number; received {type(value).__name__}. Pass a float, such as 0.05")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be a finite number above 0; received {value}")
+    if not (minimum < value < math.inf):
+        bound = "" if minimum == -math.inf else f" above {minimum:g}"
+        raise ValueError(f"{name} must be a finite number{bound}; received {value}. Pass one such as 0.05")
+
+
+def check_int(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; received {type(value).__name__}. Convert it with int()")
 
 
 def check_size(name: str, value: int, minimum: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int; received {type(value).__name__}")
+    check_int(name, value)
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; received {value}")
 

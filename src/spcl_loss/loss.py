@@ -14,9 +14,10 @@ from spcl_loss._checks import (
     check_choice,
     check_device,
     check_floating,
+    check_int,
     check_labels,
     check_mask,
-    check_positive,
+    check_number,
     check_size,
 )
 from spcl_loss._normalize import unit_rows
@@ -110,7 +111,7 @@ def supervised_prototypical_contrastive_loss(
         Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
         EMNLP 2022, equations 3 to 6.
     """
-    _check_options(temperature, similarity, positives, contrast, reduction, impl)
+    _check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
     _check_tensors(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, ignore_index)
     if gather_distributed and world_size(process_group) > 1:
         counts = row_counts(labels, process_group)
@@ -158,11 +159,11 @@ def _candidates(
     """Unit rows of batch and prototypes (R, D), and their classes (R,), -1 marking rows that are no candidates."""
     dtype = _dtype(embeddings)
     rows, classes = embeddings.to(dtype), labels.long()
-    classes = classes.masked_fill(classes == ignore_index, -1)
+    classes = torch.where(classes == ignore_index, -1, classes)
     if prototypes is not None:
         own_class = torch.arange(prototypes.shape[0], device=labels.device)
         if prototype_mask is not None:
-            own_class = own_class.masked_fill(~prototype_mask, -1)
+            own_class = torch.where(prototype_mask, own_class, -1)
         rows, classes = torch.cat([rows, prototypes.to(dtype)]), torch.cat([classes, own_class])
     # What a row that is no candidate holds, NaN included, must not reach the gradients of the others.
     return unit_rows(rows.masked_fill(classes[:, None] < 0, 0)), classes
@@ -230,14 +231,26 @@ def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: 
         return weighted
     if reduction == "sum":
         return weighted.sum()
-    total_weight = (counted if weights is None else weights.masked_fill(~counted, 0)).sum()
+    if weights is None:
+        return weighted.sum() / counted.sum().clamp_min(1)
+    total_weight = weights.masked_fill(~counted, 0).sum()
     return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
 
 
 def _check_options(
-    temperature: float, similarity: str, positives: str, contrast: str, reduction: str, impl: str
+    temperature: float,
+    similarity: str,
+    positives: str,
+    contrast: str,
+    easy_threshold: float | None,
+    ignore_index: int,
+    reduction: str,
+    impl: str,
 ) -> None:
-    check_positive("temperature", temperature)
+    check_number("temperature", temperature, minimum=0)
+    if easy_threshold is not None:
+        check_number("easy_threshold", easy_threshold)
+    check_int("ignore_index", ignore_index)
     check_choice("similarity", similarity, _SIMILARITIES)
     check_choice("positives", positives, _POSITIVES)
     check_choice("contrast", contrast, _CONTRASTS)
@@ -334,7 +347,7 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        _check_options(temperature, similarity, positives, contrast, reduction, impl)
+        _check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
         if memory is None:
             memory = PrototypeMemory(
                 num_classes,
@@ -343,6 +356,10 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
                 support_size=support_size,
                 seed=seed,
                 ignore_index=ignore_index,
+            )
+        elif not isinstance(memory, PrototypeMemory):
+            raise TypeError(
+                f"memory must be a PrototypeMemory; received {type(memory).__name__}. Pass None for a new one"
             )
         elif (memory.num_classes, memory.embedding_dim) != (num_classes, embedding_dim):
             raise ValueError(
@@ -388,7 +405,7 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         if update_memory is None:
             update_memory = self.training
         if self.training:
-            prototypes, exists = self.memory.prototypes(advance=update_memory)
+            prototypes, exists = self.memory.prototypes(advance=False)
         else:
             prototypes, exists = self.memory.centroids()
         loss = supervised_prototypical_contrastive_loss(
@@ -410,8 +427,9 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
             gather_distributed=self.gather_distributed,
             impl=self.impl,
         )
-        if update_memory:
-            self.memory.update(embeddings, labels)
+        if update_memory:  # only now, so that a batch that is rejected changes nothing
+            self.memory.draws.add_(1)
+            self.memory._enqueue(embeddings, labels)
         return loss
 
     def logits(self, embeddings: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_device, check_floating, check_labels, check_size
+from spcl_loss._checks import check_device, check_floating, check_int, check_labels, check_size
 
 
 class PrototypeMemory(nn.Module):
@@ -54,6 +54,9 @@ class PrototypeMemory(nn.Module):
     has_fallback: Tensor
     seed: Tensor
     draws: Tensor
+    _slots: Tensor
+    _slot_hashes: Tensor
+    _class_bounds: Tensor
 
     def __init__(
         self,
@@ -75,13 +78,15 @@ class PrototypeMemory(nn.Module):
         }.items():
             check_size(name, size)
         check_size("seed", seed, minimum=0)
+        check_int("ignore_index", ignore_index)
         if support_size > queue_size:
             raise ValueError(
                 f"support_size must be at most queue_size={queue_size}; received {support_size}. "
                 "A prototype is the mean of different entries of one queue: lower it or enlarge the queue"
             )
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype must be floating; received {dtype}. Use torch.float32")
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            received = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+            raise TypeError(f"dtype must be a floating torch.dtype; received {received}. Use torch.float32")
         self.num_classes, self.embedding_dim = num_classes, embedding_dim
         self.queue_size, self.support_size = queue_size, support_size
         self.ignore_index = ignore_index
@@ -91,6 +96,11 @@ class PrototypeMemory(nn.Module):
         self.register_buffer("has_fallback", torch.zeros(num_classes, dtype=torch.bool))
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("draws", torch.tensor(0))
+        # Constants, kept because making them costs a small batch more than using them.
+        slots = torch.arange(num_classes * queue_size).view(num_classes, queue_size)
+        self.register_buffer("_slots", slots, persistent=False)
+        self.register_buffer("_slot_hashes", _hash(slots), persistent=False)
+        self.register_buffer("_class_bounds", torch.arange(num_classes + 2), persistent=False)
 
     @property
     def counts(self) -> Tensor:
@@ -103,6 +113,7 @@ class PrototypeMemory(nn.Module):
 
         A class with no finite row loses its fallback centre. The draw counter goes on.
         """
+        self._check(embeddings, labels)
         rows, classes = self._admit(embeddings, labels)
         sums = self.queue.new_zeros(self.num_classes + 1, self.embedding_dim, dtype=_sum_dtype(rows.dtype))
         sizes = sums.new_zeros(self.num_classes + 1)
@@ -118,23 +129,30 @@ class PrototypeMemory(nn.Module):
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Enqueues embeddings (N, D) under labels (N,), in order; ignored and non-finite rows stay out."""
-        rows, classes = self._admit(embeddings, labels)
-        if rows.shape[0] == 0:
+        self._check(embeddings, labels)
+        self._enqueue(embeddings, labels)
+
+    @torch.no_grad()
+    def _enqueue(self, embeddings: Tensor, labels: Tensor) -> None:
+        """`update` without its checks. Shapes do not depend on the data; two writes to one slot write the same."""
+        if embeddings.shape[0] == 0:
             return
-        classes, order = classes.sort(stable=True)
-        bounds = torch.searchsorted(classes, torch.arange(self.num_classes + 2, device=classes.device))
-        arrivals = bounds.diff()
-        position = torch.arange(rows.shape[0], device=classes.device)
-        arrival = position - bounds[classes]  # how many of its class came before
-        enters = (classes < self.num_classes) & (arrival >= arrivals[classes] - self.queue_size)
-        # A row that stays out repeats the write of one that enters, or where none does, writes back what is there:
-        # shapes do not depend on the data, and no two writes to a slot differ.
-        source = torch.where(enters, position, enters.to(torch.uint8).argmax())
-        classes, arrival, order = classes[source].clamp_max(self.num_classes - 1), arrival[source], order[source]
-        slots = classes * self.queue_size + (self.cursors[classes] + arrival) % self.queue_size
+        rows, classes = self._admit(embeddings, labels)
+        classes, order = classes.sort(stable=True)  # rows that stay out have class C and come last
+        bounds = torch.searchsorted(classes, self._class_bounds)
+        starts, ends = bounds[:-1], bounds[1:]
+        # Of the rows of a class that fall on one slot the last one writes, for all of them.
+        last = ends[classes] - 1
+        source = last - (last - torch.arange(rows.shape[0], device=rows.device)) % self.queue_size
+        # A row that stays out repeats the write of the last one that enters; where none does, nothing may change.
+        last_entering = ends[self.num_classes - 1] - 1
+        source = torch.minimum(source, last_entering).clamp_min(0)
+        classes = classes[source].clamp_max(self.num_classes - 1)
+        arrived = ends[:-1] - starts[:-1]
+        slots = classes * self.queue_size + ((self.cursors - starts[:-1])[classes] + source) % self.queue_size
         entries = self.queue.view(-1, self.embedding_dim)
-        entries.index_copy_(0, slots, torch.where(enters[source, None], rows[order], entries[slots]))
-        self.cursors += arrivals[: self.num_classes]
+        entries.index_copy_(0, slots, torch.where(last_entering < 0, entries[slots], rows[order[source]]))
+        self.cursors.add_(arrived)
 
     @torch.no_grad()
     def prototypes(self, *, advance: bool = True) -> tuple[Tensor, Tensor]:
@@ -147,24 +165,18 @@ class PrototypeMemory(nn.Module):
             (C, D) prototypes, not normalised, and (C,) bool, which of them exist. With fewer than `support_size`
             entries a class has its fallback centre, without that the mean of what is there.
         """
-        keys = self._draw_keys()
-        if advance:
-            self.draws += 1
         counts = self.counts[:, None]
-        slots = torch.arange(self.queue_size, device=keys.device)
-        keys = keys.masked_fill(slots >= counts, torch.iinfo(torch.int64).max)  # free slots sort last
-        support = keys.topk(self.support_size, largest=False).indices
-        drawn = counts.clamp(1, self.support_size)
-        weights = (slots[: self.support_size] < counts) / drawn.to(self.queue.dtype)
-        first_slots = torch.arange(0, self.num_classes * self.queue_size, self.queue_size, device=keys.device)
-        means = nn.functional.embedding_bag(
-            support + first_slots[:, None],
-            self.queue.view(-1, self.embedding_dim),
-            mode="sum",
-            per_sample_weights=weights,
-        )
-        means = torch.where(self.has_fallback[:, None] & (counts < self.support_size), self.fallback, means)
-        return means, self.has_fallback | (self.cursors > 0)
+        free = self._slots[0] >= counts
+        keys = self._draw_keys().masked_fill_(free, torch.iinfo(torch.int64).max)  # free slots sort last
+        support = keys.topk(self.support_size, largest=False, sorted=False).indices + self._slots[:, :1]
+        if advance:
+            self.draws.add_(1)
+        # Free slots hold zeros: where they fill up a support set they add nothing to its sum.
+        sums = nn.functional.embedding_bag(support, self.queue.view(-1, self.embedding_dim), mode="sum")
+        means = sums / counts.clamp(1, self.support_size)
+        has_fallback = self.has_fallback
+        means = torch.where(has_fallback[:, None] & (counts < self.support_size), self.fallback, means)
+        return means, has_fallback | (counts[:, 0] > 0)
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
@@ -188,27 +200,39 @@ class PrototypeMemory(nn.Module):
             f"support_size={self.support_size}"
         )
 
-    def _admit(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows in the queue's dtype, and their classes: C, one past the last, for rows that never enter."""
+    def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         check_floating("embeddings", embeddings, ("N", self.embedding_dim))
         check_device("embeddings", embeddings, "the memory", self.queue.device)
         check_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
+
+    def _admit(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows in the queue's dtype, and their classes: C, one past the last, for rows that never enter."""
         rows, classes = embeddings.to(self.queue.dtype), labels.long()
         finite = rows.abs().amax(1).isfinite()
         return rows, torch.where(finite & (classes != self.ignore_index), classes, self.num_classes)
 
     def _draw_keys(self) -> Tensor:
-        """(C, M) int64, different for all slots and unrelated from draw to draw: the finaliser of SplitMix64.
+        """(C, M) int64 whose order is that of a random draw, the same for the same seed and draw counter.
 
-        Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014. It is a bijection and its
-        inputs differ, so there are no ties, whose order could depend on the device.
+        Half of SplitMix64's finaliser, over slot hashes that have been through the whole of it. It is a bijection and
+        the slot hashes differ, so there are no ties, whose order could depend on the device.
         """
-        slots = torch.arange(self.num_classes * self.queue_size, device=self.queue.device)
-        start = self.seed * _SEED_STRIDE + self.draws * _DRAW_STRIDE
-        keys = slots * _SLOT_STRIDE + start
-        keys = (keys ^ _shift_right(keys, 30)) * _MIX_1
-        keys = (keys ^ _shift_right(keys, 27)) * _MIX_2
-        return (keys ^ _shift_right(keys, 31)).view(self.num_classes, self.queue_size)
+        start = torch.add(self.seed * _SEED_STRIDE, self.draws, alpha=_DRAW_STRIDE)
+        keys = (self._slot_hashes ^ start) * _MIX_1
+        return (keys ^ _shift_right(keys, 32)) * _MIX_2
+
+
+def _hash(values: Tensor) -> Tensor:
+    """SplitMix64: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014."""
+    values = values * _GOLDEN
+    values = (values ^ _shift_right(values, 30)) * _MIX_1
+    values = (values ^ _shift_right(values, 27)) * _MIX_2
+    return values ^ _shift_right(values, 31)
+
+
+def _shift_right(bits: Tensor, by: int) -> Tensor:
+    """A logical shift: int64's own repeats the sign bit."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signed(value: int) -> int:
@@ -216,18 +240,13 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-_SLOT_STRIDE = _signed(0x9E3779B97F4A7C15)  # SplitMix64's increment, 2^64 over the golden ratio
+_GOLDEN = _signed(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
-# Further odd multipliers, so that seeds and draws do not step along the sequence of slots: the fractional parts of
-# the square roots of 2 and 3 times 2^64, the last bit set.
+# Odd steps of the hash's start from draw to draw and seed to seed: the fractional parts of the square roots of 2 and 3
+# times 2^64, the last bit set.
 _DRAW_STRIDE = _signed(0x6A09E667F3BCC909)
 _SEED_STRIDE = _signed(0xBB67AE8584CAA73B)
-
-
-def _shift_right(bits: Tensor, by: int) -> Tensor:
-    """A logical shift: int64's own repeats the sign bit."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,14 +12,14 @@ LOG_ZERO = -1e30
 def statistics(
     rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, num_anchors: int, with_sum: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    anchors = rows[:num_anchors]
-    scores = (anchors * scale) @ rows.T  # (A, R)
+    """See `spcl_loss._similarity.contrast_statistics`."""
+    scores = (rows[:num_anchors] * scale) @ rows.T  # (A, R)
     same = labels[:num_anchors, None] == labels
-    itself = torch.eye(num_anchors, rows.shape[0], dtype=torch.bool, device=rows.device)
-    positive = same & ~itself
+    not_negative = same | (labels < 0)
+    not_positive = (~same).fill_diagonal_(True)
 
-    candidates = scores if log_weights is None else scores + log_weights
-    negative_lse = candidates.masked_fill(same | (labels < 0), LOG_ZERO).logsumexp(1)
-    positive_lse = scores.masked_fill(~positive, LOG_ZERO).logsumexp(1)
-    positive_sum = scores.masked_fill(~positive, 0).sum(1) if with_sum else scores.new_zeros(num_anchors)
+    as_negatives = scores if log_weights is None else scores + log_weights
+    candidates = torch.stack([as_negatives, scores]).masked_fill(torch.stack([not_negative, not_positive]), LOG_ZERO)
+    negative_lse, positive_lse = candidates.logsumexp(-1)
+    positive_sum = scores.masked_fill(not_positive, 0).sum(1) if with_sum else scores.new_zeros(num_anchors)
     return negative_lse, positive_lse, positive_sum

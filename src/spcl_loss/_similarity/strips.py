@@ -46,10 +46,9 @@ def statistics(
     log_weights = _log_weights(rows, labels, log_weights)
     weights = log_weights.exp()
     # Sums of exponentials, or their logarithms where the exponentials do not fit.
-    negative, positive, positive_sum = rows.new_zeros(3, rows.shape[0])
-    if not plain:
-        negative.fill_(LOG_ZERO)
-        positive.fill_(LOG_ZERO)
+    empty = 0.0 if plain else LOG_ZERO
+    negative, positive = rows.new_full((rows.shape[0],), empty), rows.new_full((rows.shape[0],), empty)
+    positive_sum = rows.new_zeros(rows.shape[0])
     operand = rows.to(product_dtype)
     for i, j in _tiles(num_anchors, rows.shape[0], rows):
         scores = _product(operand[i], operand[j].T).mul_(scale)
