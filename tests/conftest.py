@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("reproducible", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("reproducible", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 

@@ -279,7 +279,7 @@ BAD_INPUT = {
     "sample weight of another length": (ValueError, "(4,)", "(2,)", {"sample_weight": torch.ones(2)}),
     "temperature zero": (ValueError, "above 0", "0", {"temperature": 0.0}),
     "temperature negative": (ValueError, "above 0", "-0.1", {"temperature": -0.1}),
-    "temperature NaN": (ValueError, "above 0", "nan", {"temperature": float("nan")}),
+    "temperature NaN": (ValueError, "finite", "nan", {"temperature": float("nan")}),
     "easy threshold no number": (TypeError, "easy_threshold", "str", {"easy_threshold": "low"}),
     "easy threshold NaN": (ValueError, "easy_threshold", "nan", {"easy_threshold": float("nan")}),
     "ignore_index no int": (TypeError, "ignore_index", "str", {"ignore_index": "-100"}),
