@@ -16,9 +16,10 @@ def world_size(group: dist.ProcessGroup | None) -> int:
 
 def row_counts(tensor: Tensor, group: dist.ProcessGroup | None) -> list[int]:
     """How many rows each rank holds."""
-    counts = torch.zeros(world_size(group), dtype=torch.int64, device=tensor.device)
-    dist.all_gather_into_tensor(counts, torch.tensor([tensor.shape[0]], device=tensor.device), group=group)
-    return [int(count) for count in counts.tolist()]
+    count = torch.tensor([tensor.shape[0]], device=tensor.device)
+    counts = [torch.empty_like(count) for _ in range(world_size(group))]
+    dist.all_gather(counts, count, group=group)
+    return torch.cat(counts).tolist()
 
 
 def gather_rows(tensor: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:

@@ -114,12 +114,7 @@ def supervised_prototypical_contrastive_loss(
     _check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
     _check_tensors(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, ignore_index)
     if gather_distributed and world_size(process_group) > 1:
-        counts = row_counts(labels, process_group)
-        embeddings = gather_rows(embeddings, counts, process_group)
-        labels = gather_rows(labels, counts, process_group)
-        if sample_weight is not None:
-            sample_weight = gather_rows(sample_weight, counts, process_group)
-
+        embeddings, labels, sample_weight = _gather_batch(embeddings, labels, sample_weight, process_group)
     with _full_precision(embeddings.device.type):
         rows, classes = _candidates(embeddings, labels, prototypes, prototype_mask, ignore_index)
         num_anchors = rows.shape[0] if prototype_anchors else embeddings.shape[0]
@@ -139,6 +134,14 @@ def supervised_prototypical_contrastive_loss(
             counted = counted & ~(losses <= easy_threshold)  # not `losses > threshold`: a NaN has to come through
         weights = _anchor_weights(losses, classes[:num_anchors], class_weights, sample_weight)
         return _reduce(losses, counted, weights, reduction)
+
+
+def _gather_batch(
+    embeddings: Tensor, labels: Tensor, sample_weight: Tensor | None, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    counts = row_counts(labels, group)
+    weights = None if sample_weight is None else gather_rows(sample_weight, counts, group)
+    return gather_rows(embeddings, counts, group), gather_rows(labels, counts, group), weights
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[object]:
@@ -404,6 +407,10 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         """
         if update_memory is None:
             update_memory = self.training
+        if self.gather_distributed and world_size(self.process_group) > 1:
+            # Gathered here, since every rank has to enqueue the rows of all for their memories to stay the same.
+            _check_tensors(embeddings, labels, None, None, None, sample_weight, self.ignore_index)
+            embeddings, labels, sample_weight = _gather_batch(embeddings, labels, sample_weight, self.process_group)
         if self.training:
             prototypes, exists = self.memory.prototypes(advance=False)
         else:
@@ -423,8 +430,6 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
             sample_weight=sample_weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
-            process_group=self.process_group,
-            gather_distributed=self.gather_distributed,
             impl=self.impl,
         )
         if update_memory:  # only now, so that a batch that is rejected changes nothing
