@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import erc_tiny
 from erc import command, data, training
+from erc.run_folder import RunFolder
+from erc.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,9 +87,6 @@ def test_presets_and_options_make_the_settings(nowhere, trained):
 
 
 def test_resuming_takes_settings_and_corpus_from_the_folder(nowhere, trained):
-    from erc.run_folder import RunFolder
-    from erc.settings import Settings
-
     stored = Settings(dataset="practice corpus", seed=9, epochs=7)
     RunFolder(nowhere / "run").open(stored, resume=False, overwrite=False)
     command.main("MELD", None, ["--resume", "--output", str(nowhere / "run")])
@@ -116,6 +117,29 @@ def test_the_smoke_preset_trains_on_the_practice_corpus(tmp_path):
     assert result["test"]["prototype"]["weighted_f1"] > 0.33  # what the majority class gives; MiniLM knows some words
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_continued(tmp_path):
+    encoder, folder = erc_tiny.encoder(tmp_path / "encoder"), tmp_path / "run"
+    options = ["--practice", "--encoder", encoder, "--limit", "12", "--max-length", "48", "--epochs", "9999"]
+    with subprocess.Popen(
+        [sys.executable, "examples/erc_meld.py", *options, "--output", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not list(folder.glob("checkpoint-0002-*")) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"--resume --output {folder}" in error
+    assert "Traceback" not in error
+    assert RunFolder(folder).checkpoint() is not None
+    assert RunFolder(folder).stored_settings().epochs == 9999
 
 
 def test_help_needs_no_torch():

@@ -57,8 +57,8 @@ def load_tokenizer_and_backbone(settings: Settings) -> tuple[Any, Any]:
                     setattr(config, option, value)
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
         backbone = AutoModel.from_pretrained(
-            name, config=config, local_files_only=local, attn_implementation=settings.attention, dtype=torch.float32
-        )
+            name, config=config, local_files_only=local, attn_implementation=settings.attention
+        ).float()
     except (OSError, ValueError) as error:
         raise InputError(f"the encoder {settings.encoder} cannot be loaded: {error}") from error
     if tokenizer.model_max_length > config.max_position_embeddings:  # not stated by the tokenizer
@@ -132,4 +132,5 @@ def precision(settings: Settings) -> str:
         return {"fp32": "no"}.get(settings.precision, settings.precision)
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "no"
-    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no"
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that will do
+    return "bf16" if capabilities.get("avx512_bf16") else "no"
