@@ -132,5 +132,6 @@ def precision(settings: Settings) -> str:
         return {"fp32": "no"}.get(settings.precision, settings.precision)
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "no"
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that will do
+    # getattr: the oldest PyTorch that will do has no such function
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("avx512_bf16") else "no"
