@@ -49,6 +49,13 @@ def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> N
     check_shape(name, tensor, shape)
 
 
+def check_integers(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor; received {type(tensor).__name__}. torch.as_tensor converts lists")
+    if tensor.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be an integer tensor; received {tensor.dtype}. Convert with {name}.long()")
+
+
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
     matches = tensor.dim() == len(shape) and all(
         isinstance(size, str) or tensor.shape[axis] == size for axis, size in enumerate(shape)
@@ -80,10 +87,7 @@ def check_labels(
     labels: Tensor, rows: int, device: torch.device, num_classes: int | None, ignore_index: int | None
 ) -> None:
     """Integer labels, one a row, each a class of [0, num_classes) or `ignore_index`."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a tensor; received {type(labels).__name__}. torch.as_tensor converts lists")
-    if labels.dtype not in _INTEGERS:
-        raise TypeError(f"labels must be an integer tensor; received {labels.dtype}. Convert with labels.long()")
+    check_integers("labels", labels)
     check_shape("labels", labels, (rows,))
     check_device("labels", labels, "embeddings", device)
     if rows == 0 or torch.compiler.is_compiling() or device.type == "meta" or torch._C._functorch.maybe_current_level():

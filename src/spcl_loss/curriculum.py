@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from spcl_loss._checks import check_choice, check_device, check_floating, check_labels, check_shape, check_size
+from spcl_loss._checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_integers,
+    check_labels,
+    check_shape,
+    check_size,
+)
 from spcl_loss._normalize import unit_rows
 
 _BLOCK_ELEMENTS = 1 << 20  # what one block of rows may hold: a few MiB, so that it stays in cache
@@ -51,6 +59,7 @@ def prototype_difficulty(embeddings: Tensor, labels: Tensor, centers: Tensor | N
     """
     check_floating("embeddings", embeddings, ("n", "D"))
     rows, width = embeddings.shape
+    check_size("the width of embeddings", width)
     if centers is not None:
         check_floating("centers", centers, ("C", width))
         check_device("centers", centers, "embeddings", embeddings.device)
@@ -147,20 +156,14 @@ class DifficultyCurriculumSampler(Sampler[int]):
             raise ValueError(f"rank must be below num_replicas={num_replicas}; received {rank}. Ranks count from 0")
         self.num_epochs, self.draw, self.shuffle, self.seed = num_epochs, draw, shuffle, seed
         self.num_replicas, self.rank = num_replicas, rank
-        self._set_difficulty(difficulty)
+        self.difficulty = _scores(difficulty)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
         """Begins epoch `epoch` of 0 .. num_epochs - 1, with new scores (n,) if they are given."""
-        check_size("epoch", epoch, minimum=0)
-        if epoch >= self.num_epochs:
-            raise ValueError(
-                f"epoch must be below num_epochs={self.num_epochs}; received {epoch}. "
-                "Build the sampler with the epochs of the whole training"
-            )
+        self._check_epoch(epoch)
         if difficulty is not None:
-            check_shape("difficulty", difficulty, (self.difficulty.shape[0],))
-            self._set_difficulty(difficulty)
+            self.difficulty = _scores(difficulty, self.difficulty.shape[0])
         self.epoch = epoch
         self._drawn_from = self.difficulty.clone()
         self._indices = self._draw_epoch()
@@ -174,9 +177,10 @@ class DifficultyCurriculumSampler(Sampler[int]):
             labels: (N,) integer classes.
             centers: (C, D) centre of each class, such as `PrototypeMemory.centroids` gives.
         """
-        check_shape("indices", indices, (embeddings.shape[0],))
         scores = prototype_difficulty(embeddings, labels, centers).to(self.difficulty)
-        indices = indices.to(self.difficulty.device)
+        check_integers("indices", indices)
+        check_shape("indices", indices, scores.shape)
+        indices = indices.long().cpu()
         outside = (indices < 0) | (indices >= self.difficulty.shape[0])
         if bool(outside.any()):
             raise ValueError(
@@ -188,25 +192,31 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
     def keep_probability(self, epoch: int | None = None) -> Tensor:
         """(n,) float64, by sample: how probable its presence is, in `epoch` or in the present one."""
+        epoch = self.epoch if epoch is None else epoch
+        self._check_epoch(epoch)
         order = self._easy_to_hard()
-        shares, whole = self._shares(torch.arange(order.shape[0]), self.epoch if epoch is None else epoch)
+        shares, whole = self._shares(torch.arange(order.shape[0]), epoch)
         probability = torch.empty(order.shape[0], dtype=torch.float64)
         probability[order] = shares.double() / whole
         return probability
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, seed and scores: what `load_state_dict` needs to go on, in the midst of an epoch too."""
-        return {"epoch": self.epoch, "seed": self.seed, "difficulty": self.difficulty, "drawn_from": self._drawn_from}
+        scores = {"difficulty": self.difficulty.clone(), "drawn_from": self._drawn_from.clone()}
+        return {"epoch": self.epoch, "seed": self.seed, **scores}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the epoch of a `state_dict`, with the samples that it held."""
         missing = {"epoch", "seed", "difficulty", "drawn_from"} - state.keys()
         if missing:
             raise ValueError(f"state must come from state_dict; received one without {', '.join(sorted(missing))}")
-        check_shape("state['difficulty']", state["difficulty"], (self.difficulty.shape[0],))
+        difficulty = _scores(state["difficulty"], self.difficulty.shape[0])
+        drawn_from = _scores(state["drawn_from"], self.difficulty.shape[0])
+        self._check_epoch(state["epoch"])
+        check_size("seed", state["seed"], minimum=0)
         self.seed = state["seed"]
-        self.set_epoch(state["epoch"], state["drawn_from"])
-        self._set_difficulty(state["difficulty"])
+        self.set_epoch(state["epoch"], drawn_from)
+        self.difficulty = difficulty
 
     def __iter__(self) -> Iterator[int]:
         own = self._indices[self.rank : len(self) * self.num_replicas : self.num_replicas]
@@ -216,18 +226,13 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def __len__(self) -> int:
         return self._indices.shape[0] // self.num_replicas
 
-    def _set_difficulty(self, difficulty: Tensor) -> None:
-        check_floating("difficulty", difficulty, ("n",))
-        if difficulty.shape[0] == 0:
-            raise ValueError("difficulty must hold at least one sample; received none")
-        difficulty = difficulty.detach().cpu()
-        if not bool(difficulty.isfinite().all()):
-            wrong = int((~difficulty.isfinite()).nonzero()[0])
+    def _check_epoch(self, epoch: int) -> None:
+        check_size("epoch", epoch, minimum=0)
+        if epoch >= self.num_epochs:
             raise ValueError(
-                f"difficulty must be finite; received {float(difficulty[wrong])} for sample {wrong}. "
-                "Embeddings with a NaN or an infinity have no difficulty"
+                f"epoch must be below num_epochs={self.num_epochs}; received {epoch}. "
+                "Build the sampler with the epochs of the whole training"
             )
-        self.difficulty = difficulty.clone()
 
     def _easy_to_hard(self) -> Tensor:
         return self._drawn_from.argsort(stable=True)
@@ -259,3 +264,18 @@ class DifficultyCurriculumSampler(Sampler[int]):
         # The shares add up to size/2 times epochs * (size - 1), which is (size - 1)/2 times epochs * size.
         odd = self.draw == "fixed" and size % 2 == 1
         return shares, epochs * (size if odd else size - 1)
+
+
+def _scores(difficulty: Tensor, size: int | None = None) -> Tensor:
+    """A copy of the scores on the CPU, all of them finite."""
+    check_floating("difficulty", difficulty, ("n" if size is None else size,))
+    if difficulty.shape[0] == 0:
+        raise ValueError("difficulty must hold at least one sample; received none. Rank the training set first")
+    finite = difficulty.isfinite()
+    if not bool(finite.all()):
+        wrong = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"difficulty must be finite; received {float(difficulty[wrong])} for sample {wrong}. "
+            "Embeddings with a NaN or an infinity have no difficulty"
+        )
+    return difficulty.detach().cpu().clone()

@@ -113,6 +113,8 @@ def supervised_prototypical_contrastive_loss(
     """
     _check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
     _check_tensors(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, ignore_index)
+    if prototype_anchors and prototypes is None:
+        raise ValueError("prototype_anchors=True needs prototypes; received prototypes=None. Pass them or set it False")
     if gather_distributed and world_size(process_group) > 1:
         embeddings, labels, sample_weight = _gather_batch(embeddings, labels, sample_weight, process_group)
     with _full_precision(embeddings.device.type):
@@ -123,7 +125,7 @@ def supervised_prototypical_contrastive_loss(
             rows,
             classes,
             num_anchors,
-            num_grads=rows.shape[0] if with_prototype_grads else embeddings.shape[0],
+            num_grads=rows.shape[0] if with_prototype_grads else num_anchors,
             scale=_score_scale(similarity, temperature),
             positives=positives,
             contrast=contrast,
@@ -205,7 +207,10 @@ def _anchor_losses(
         num_candidates = (classes >= 0).sum()
         return negative_lse - numerator, counted & (class_sizes[:num_anchors] < num_candidates)
     positive_part = positive_mean if contrast == "class_balanced" else positive_lse
-    return torch.logaddexp(negative_lse, positive_part) - numerator, counted
+    # log(exp(negative) + exp(positive)) - numerator. Unlike logaddexp, softplus has a finite second derivative
+    # everywhere; it is linear above its threshold, beyond the digits of float64.
+    excess = nn.functional.softplus(negative_lse - positive_part, threshold=50)
+    return excess + (positive_part - numerator), counted
 
 
 def _class_sizes(classes: Tensor) -> Tensor:
@@ -368,6 +373,11 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
             raise ValueError(
                 f"memory must hold num_classes={num_classes} and embedding_dim={embedding_dim}; received one of "
                 f"{memory.num_classes} and {memory.embedding_dim}. Build it with the same sizes"
+            )
+        elif memory.ignore_index != ignore_index:
+            raise ValueError(
+                f"memory must have ignore_index={ignore_index}; received one with {memory.ignore_index}. "
+                "Give both the same"
             )
         if class_weights is not None:
             check_floating("class_weights", class_weights, (num_classes,))

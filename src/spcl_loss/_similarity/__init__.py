@@ -46,10 +46,15 @@ def contrast_statistics(
         the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
         latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
     """
+    transformed = torch._C._functorch.maybe_current_level() is not None
     if impl == "auto":
-        impl = "dense" if rows.shape[0] <= _DENSE_ROWS else "strips"
+        impl = "dense" if transformed or rows.shape[0] <= _DENSE_ROWS else "strips"
     if impl == "dense":
         return dense.statistics(rows, labels, log_weights, scale, num_anchors, with_sum)
+    if transformed:
+        raise NotImplementedError(
+            f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
+        )
     outputs: tuple[Tensor, Tensor, Tensor] = _statistics(
         rows, labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype
     )

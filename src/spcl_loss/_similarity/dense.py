@@ -16,7 +16,8 @@ def statistics(
     scores = (rows[:num_anchors] * scale) @ rows.T  # (A, R)
     same = labels[:num_anchors, None] == labels
     not_negative = same | (labels < 0)
-    not_positive = (~same).fill_diagonal_(True)
+    not_positive = ~same
+    not_positive.diagonal().fill_(True)
 
     as_negatives = scores if log_weights is None else scores + log_weights
     candidates = torch.stack([as_negatives, scores]).masked_fill(torch.stack([not_negative, not_positive]), LOG_ZERO)

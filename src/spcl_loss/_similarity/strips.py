@@ -173,7 +173,7 @@ def _log_weights(rows: Tensor, labels: Tensor, log_weights: Tensor | None) -> Te
 def _without_diagonal(tile: Tensor, i: slice, j: slice) -> Tensor:
     """The tile with zeros where a row meets itself; changes it."""
     if j.start == i.start:
-        tile[:, : i.stop - i.start].fill_diagonal_(0)
+        tile[:, : i.stop - i.start].diagonal().zero_()
     return tile
 
 

@@ -1,0 +1,147 @@
+"""The operator as PyTorch sees it: registration, compilation, transforms, and no value read by the host."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spcl_loss import SupervisedPrototypicalContrastiveLoss, _similarity
+from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+
+IMPLS = ["dense", "strips"]
+OPTIONS = [
+    {"easy_threshold": 0.3},
+    {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
+    {"similarity": "cosine", "positives": "outside", "contrast": "class_balanced"},
+    {"prototype_anchors": True},
+]
+
+
+def batch(N, C=4, D=8, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(N, D, generator=generator, dtype=dtype).requires_grad_()
+    return embeddings, torch.randint(C, (N,), generator=generator)
+
+
+@pytest.mark.parametrize("scale", [5.0, 100.0])
+@pytest.mark.parametrize("with_sum", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_opcheck(scale, with_sum, weighted):
+    embeddings, labels = batch(11, dtype=torch.float64)
+    rows = torch.nn.functional.normalize(embeddings.detach()).requires_grad_()
+    log_weights = -torch.rand(11, dtype=torch.float64) if weighted else None
+    arguments = (rows, labels, log_weights, scale, 8, 9, with_sum, torch.float64)
+    torch.library.opcheck(_similarity._statistics, arguments)
+    negative, positive, _ = _similarity._statistics(*arguments)
+    grads = torch.rand(3, 8, dtype=torch.float64)
+    statistics = negative.detach(), positive.detach(), grads
+    torch.library.opcheck(
+        _similarity._gradient, (rows.detach(), labels, log_weights, *statistics, scale, 9, with_sum, torch.float64)
+    )
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_module_compiles_whole_and_once(impl, options):
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def criterion():
+        return SupervisedPrototypicalContrastiveLoss(4, 8, queue_size=16, support_size=4, impl=impl, **options)
+
+    eager, traced = criterion(), criterion()
+    compiled = torch.compile(traced, fullgraph=True, backend=count, dynamic=True)
+    for step, N in enumerate([9, 9, 14, 9, 14]):
+        embeddings, labels = batch(N, seed=step)
+        results = []
+        for module in (eager, compiled):
+            loss = module(embeddings, labels)
+            results.append((loss, *torch.autograd.grad(loss, embeddings)))
+        torch.testing.assert_close(*results)
+    torch.testing.assert_close(traced.state_dict(), eager.state_dict(), rtol=0, atol=0)
+    assert len(graphs) == 1
+
+
+class _ValuesRead(TorchDispatchMode):
+    """Raises where the host would wait for a device: a value read, or a shape that depends on values."""
+
+    operators = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not any(name in function.name() for name in self.operators), f"{function.name()} reads values"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_no_value_is_read(impl, options, monkeypatch):
+    # On a CPU the range of labels is looked at, to raise at once; a GPU gets assertions of its own.
+    monkeypatch.setattr("spcl_loss._checks._check_label_values", lambda *_: None)
+    criterion = SupervisedPrototypicalContrastiveLoss(4, 8, queue_size=16, support_size=4, impl=impl, **options)
+    for step in range(3):
+        embeddings, labels = batch(40, seed=step)
+        labels[0] = -100
+        with _ValuesRead():
+            criterion(embeddings, labels).backward()
+
+
+def test_the_watch_notices_a_value_read():
+    with pytest.raises(AssertionError, match="reads values"), _ValuesRead():
+        bool(torch.tensor(1) > 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to wait for")
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_host_synchronisation(impl):
+    criterion = SupervisedPrototypicalContrastiveLoss(4, 8, queue_size=16, support_size=4, impl=impl).cuda()
+    embeddings, labels = (tensor.cuda() for tensor in batch(40))
+    embeddings = embeddings.detach().requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        criterion(embeddings, labels).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_second_derivatives():
+    embeddings, labels = batch(6, D=3, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda z: spcl(z, labels, temperature=0.5, impl="dense"), embeddings)
+    (gradient,) = torch.autograd.grad(spcl(embeddings, labels, impl="strips"), embeddings, create_graph=True)
+    with pytest.raises(NotImplementedError, match='impl="dense"'):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("impl", ["dense", "auto"])
+def test_torch_func_transforms(impl):
+    stack, labels = torch.randn(3, 9, 8), torch.arange(9) % 3
+
+    def loss(embeddings):
+        return spcl(embeddings, labels, impl=impl)
+
+    losses = torch.stack([loss(embeddings) for embeddings in stack])
+    torch.testing.assert_close(torch.func.vmap(loss)(stack), losses)
+    gradients = torch.stack([torch.autograd.functional.jacobian(loss, embeddings) for embeddings in stack])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(stack), gradients)
+
+
+def test_torch_func_transforms_of_strips_say_what_to_do():
+    with pytest.raises(NotImplementedError, match='impl="dense"'):
+        torch.func.grad(lambda z: spcl(z, torch.arange(9) % 3, impl="strips"))(torch.randn(9, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_in_half_precision_round_the_operands_only(dtype):
+    """What a GPU computes for half inputs, with its products emulated: statistics and gradients stay float32."""
+    rows = torch.nn.functional.normalize(torch.randn(300, 64)).to(dtype).float()
+    labels = torch.arange(300) % 7
+    exact = _similarity.strips.statistics(rows, labels, None, 10.0, 280, True, torch.float32)
+    ours = _similarity.strips.statistics(rows, labels, None, 10.0, 280, True, dtype)
+    torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-4)
+    grads = torch.randn(3, 280) * 1e-6  # as small as a mean over many rows makes them
+    arguments = (rows, labels, None, 10.0, 300, True, exact[0], exact[1], grads)
+    expected = _similarity.strips.gradient(*arguments, torch.float32)
+    error = _similarity.strips.gradient(*arguments, dtype) - expected
+    assert error.norm() < 2 * torch.finfo(dtype).eps * expected.norm()
