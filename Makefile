@@ -11,13 +11,14 @@ BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING := 1
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help demo test check docs clean
+.PHONY: help demo test check bench docs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy --strict, documentation build"
+	@echo "make bench   time the loss and the memory step against their yardsticks (half an hour)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv, caches and site/ (not runs/)"
 
@@ -32,6 +33,10 @@ check: $(VENV)/check.installed
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mkdocs build --strict --quiet
+
+bench: $(VENV)/bench.installed
+	$(BIN)/python benchmarks/memory_step.py --output runs/benchmarks
+	$(BIN)/python benchmarks/loss.py --output runs/benchmarks
 
 docs: $(VENV)/check.installed
 	$(BIN)/python -m mkdocs build --strict

@@ -34,7 +34,7 @@ class Settings:
     context_turns: int = _setting(3, "previous turns before the query", minimum=0)
     repeat_turn: bool = _setting(False, "end the context with the queried turn itself, as the SPCL authors do")
     max_length: int = _setting(96, "tokens; the oldest context goes first, the query stays", minimum=8)
-    epochs: int = _setting(3, "of the curriculum, each about half the data when it is on", minimum=1)
+    epochs: int = _setting(6, "of the curriculum, each about half the data when it is on", minimum=1)
     patience: int | None = _setting(None, "stop after so many epochs without a better dev score", minimum=1)
     batch_size: int = _setting(16, "utterances a step and process", minimum=1)
     accumulation: int = _setting(1, "batches whose gradients are added up for one update", minimum=1)
@@ -48,7 +48,7 @@ class Settings:
     warmup: int = _setting(100, "updates over which the learning rates rise", minimum=0)
     clip_norm: float = _setting(5.0, "gradients are scaled down to this norm", minimum=1e-6)
     dropout: float | None = _setting(None, "of the encoder's hidden states; none: the encoder's own", minimum=0)
-    attention_dropout: float | None = _setting(None, "of its attention; none: the encoder's own", minimum=0)
+    attention_dropout: float | None = _setting(0.0, "of its attention; none: the encoder's own", minimum=0)
     attention: str = _setting("eager", "implementation of attention", ("eager", "sdpa"))
     freeze_embeddings: bool = _setting(True, "leave the encoder's embedding tables as they are")
     precision: str = _setting("auto", "auto: bf16 where the machine computes it", ("auto", "bf16", "fp16", "fp32"))
@@ -77,11 +77,11 @@ class Settings:
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
     "gpu": {"context_turns": 8, "max_length": 256, "epochs": 8, "batch_size": 32, "encoding_batch_size": 256,
-            "attention": "sdpa"},
+            "attention": "sdpa", "attention_dropout": None},
     "paper": {"encoder": SIMCSE, "easy_threshold": 0.3, "draw": "bernoulli", "context_turns": 8, "repeat_turn": True,
               "max_length": 256, "epochs": 16, "patience": 3, "batch_size": 32, "encoding_batch_size": 128,
               "encoder_rate": 1e-5, "head_rate": 1e-3, "schedule": "restarts", "warmup": 128, "attention": "sdpa",
-              "freeze_embeddings": False, "checkpoint_steps": 1000},
+              "freeze_embeddings": False, "attention_dropout": None, "checkpoint_steps": 1000},
     "smoke": {"limit": 32, "context_turns": 2, "max_length": 48, "epochs": 2, "warmup": 2, "queue_size": 16,
               "support_size": 4},
 }  # fmt: skip

@@ -54,7 +54,7 @@ def supervised_prototypical_contrastive_loss(
     r"""Supervised contrastive loss of a batch in which class prototypes are candidates too.
 
     The candidates of anchor i are the other rows of the batch and the prototypes; its positives P(i) are the n_i
-    candidates with its label. With scores s_ij the loss of anchor i is ``denominator - numerator``, where::
+    candidates with its label. With scores s_ij the loss of anchor i is ``denominator - numerator``, where:
 
         numerator    "inside"          log( sum_{p in P(i)} exp(s_ip) / n_i )
                      "outside"         sum_{p in P(i)} s_ip / n_i
@@ -148,7 +148,7 @@ def _gather_batch(
 
 def _full_precision(device_type: str) -> AbstractContextManager[object]:
     """Autocast, where it is on, would round the scores to half precision."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta tensors know no autocast
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 

@@ -1,0 +1,69 @@
+"""One training step of loss and memory at a small batch, against a bare dense loss without memory.
+
+python benchmarks/memory_step.py --output docs/performance
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleaved, machine, median_ratio, save, table
+from plain import dense_loss
+from torch.profiler import ProfilerActivity, profile
+
+from spcl_loss import SupervisedPrototypicalContrastiveLoss
+from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--classes", type=int, default=7)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    options = parser.parse_args()
+    N, C, D = options.rows, options.classes, options.width
+
+    torch.manual_seed(0)
+    criterion = SupervisedPrototypicalContrastiveLoss(C, D)
+    for _ in range(100):  # queues full, as they are but for the first steps
+        criterion.memory.update(torch.randn(N, D), torch.randint(C, (N,)))
+    embeddings, labels = torch.randn(N, D, requires_grad=True), torch.randint(C, (N,))
+    prototypes, exists = criterion.memory.prototypes()
+    memory = criterion.memory
+
+    def gradient(loss: torch.Tensor) -> Any:
+        return torch.autograd.grad(loss, embeddings)
+
+    bare = "bare dense loss"
+    runs = {
+        bare: lambda: gradient(dense_loss(embeddings, labels)),
+        "loss + memory": lambda: gradient(criterion(embeddings, labels)),
+        "of which the loss": lambda: gradient(spcl(embeddings, labels, prototypes, prototype_mask=exists)),
+        "of which the draw": lambda: memory.prototypes(),
+        "of which the update": lambda: memory.update(embeddings, labels),
+    }
+    times = interleaved(runs, options.seconds, least=200)
+    rows = [
+        {
+            "what": name,
+            "microseconds": round(1e6 * statistics.median(values)),
+            "ratio to bare": median_ratio(values, times[bare]),
+        }
+        for name, values in times.items()
+    ]
+    save(options.output / "memory_step.json", rows)
+    print(f"N={N}, C={C}, D={D}, {machine()}\n{table(rows)}\n")
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(100):
+            runs["loss + memory"]()
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=45))
+
+
+if __name__ == "__main__":
+    main()
