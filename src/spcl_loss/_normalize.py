@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,38 @@ from torch import Tensor
 def unit_rows(rows: Tensor) -> Tensor:
     """Each row divided by its Euclidean norm; a zero row stays zero and gets a bounded gradient.
 
-    Dividing by the largest entry first keeps the sum of squares from overflowing or vanishing. Normalisation does not
-    see that factor, so it needs no gradient of its own. A row with a NaN or an infinity becomes NaN.
+    A row with a NaN or an infinity becomes NaN.
     """
-    largest = rows.detach().abs().amax(-1, keepdim=True)
-    scaled = rows / largest.masked_fill(largest == 0, 1)
-    # The largest entry of a scaled row is 1, so its norm is at least 1, and 0 for a zero row only.
-    unit: Tensor = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(0.5)
+    unit: Tensor = _UnitRows.apply(rows)[0]  # type: ignore[no-untyped-call]
     return unit
+
+
+class _UnitRows(torch.autograd.Function):
+    """d rows = (g - unit <unit, g>) / norm, with half the N x D arrays that autograd would hold."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
+        # Dividing by the largest entry first keeps the sum of squares from overflowing or vanishing.
+        largest = rows.abs().amax(-1, keepdim=True)
+        largest = largest.masked_fill(largest == 0, 1)
+        scaled = rows / largest
+        norms = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(0.5)  # 0 for zero rows, else >= 1
+        return scaled.div_(norms), norms * largest
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, of_norms: Tensor | None) -> Tensor | None:
+        unit, norms = ctx.saved_tensors
+        # The norms are an output for the sake of the second derivative, which reaches them here.
+        result: Tensor | None = None if of_norms is None else of_norms * unit
+        if grad is not None:
+            along = torch.linalg.vecdot(unit, grad).unsqueeze(-1)
+            across = torch.addcmul(grad, unit, along, value=-1) / norms
+            result = across if result is None else result + across
+        return result

@@ -142,7 +142,8 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ctx.with_sum,
         ctx.product_dtype,
     )
-    grad = torch.nn.functional.pad(grad, (0, 0, 0, rows.shape[0] - ctx.num_grads))
+    if ctx.num_grads < rows.shape[0]:
+        grad = torch.nn.functional.pad(grad, (0, 0, 0, rows.shape[0] - ctx.num_grads))
     return grad, None, None, None, None, None, None, None
 
 
