@@ -11,7 +11,7 @@ from spcl_loss._similarity import dense, strips
 
 IMPLEMENTATIONS = ("auto", "dense", "strips")
 # Rows above which strips overtake dense: measured by benchmarks/loss.py, see docs/performance.md.
-_DENSE_ROWS = 512
+_DENSE_ROWS = 128
 
 
 def contrast_statistics(
