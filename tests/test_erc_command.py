@@ -122,6 +122,8 @@ def test_the_smoke_preset_trains_on_the_practice_corpus(tmp_path):
 def test_ctrl_c_leaves_a_run_that_can_be_continued(tmp_path):
     encoder, folder = erc_tiny.encoder(tmp_path / "encoder"), tmp_path / "run"
     options = ["--practice", "--encoder", encoder, "--limit", "12", "--max-length", "48", "--epochs", "9999"]
+    # A shell's background job ignores the signal, and its children with it, unless a handler stands in between.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "examples/erc_meld.py", *options, "--output", str(folder)],
         cwd=ROOT,
