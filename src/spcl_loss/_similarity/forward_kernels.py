@@ -1,0 +1,191 @@
+"""Triton kernels of the forward pass: statistics of rows, of tiles, and their sum."""
+
+# mypy: ignore-errors
+# Device code: Triton reads these functions' source, their values have no Python types.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from spcl_loss._similarity.tile_kernels import LOG2E, LOG_ZERO, SIZES, candidate, halves, inner_products
+
+
+@triton.jit
+def _sum_or_log(terms, AXIS: tl.constexpr, PLAIN: tl.constexpr):
+    """Sum of exponentials, or base-2 logarithm of the sum from base-2 logarithms (-inf where all are)."""
+    if PLAIN:
+        return tl.sum(terms, AXIS)
+    else:
+        maximum = tl.max(terms, AXIS)
+        maximum = tl.where(maximum == -float("inf"), 0.0, maximum)
+        return maximum + tl.log2(tl.sum(tl.exp2(terms - tl.expand_dims(maximum, AXIS)), AXIS))
+
+
+@triton.jit
+def _terms(scores, same, weight, PLAIN: tl.constexpr):
+    """The negative and the positive statistic's terms. Scores and weights are base-2 logarithms, or PLAIN numbers."""
+    if PLAIN:
+        return tl.where(same, 0.0, scores) * weight, tl.where(same, scores, 0.0)
+    else:
+        return tl.where(same, -float("inf"), scores + weight), tl.where(same, scores, -float("inf"))
+
+
+@triton.jit
+def _add(total, part, PLAIN: tl.constexpr):
+    if PLAIN:
+        return total + part
+    else:
+        maximum = tl.maximum(total, part)
+        maximum = tl.where(maximum == -float("inf"), 0.0, maximum)
+        return maximum + tl.log2(tl.exp2(total - maximum) + tl.exp2(part - maximum))
+
+
+@triton.jit
+def _natural_log(total, PLAIN: tl.constexpr):
+    log_sum = (tl.log2(total) if PLAIN else total) / LOG2E
+    return tl.where(log_sum < LOG_ZERO, LOG_ZERO, log_sum)  # not tl.maximum: a NaN has to come through
+
+
+@triton.jit(do_not_specialize=SIZES)
+def statistics_of_rows(
+    rows, labels, log_weights, num_weights, negatives, positives, positive_sums, log2_scale, num_rows, num_anchors,
+    width, stride, with_sum,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """The whole forward pass of BM anchors: they meet all candidates. Outputs: (A,) each."""
+    i0 = tl.program_id(0) * BM
+    i = i0 + tl.arange(0, BM)
+    label_i = tl.load(labels + i, mask=i < num_rows, other=-3)
+    negative = tl.full((BM,), 0.0 if PLAIN else -float("inf"), tl.float32)
+    positive = tl.full((BM,), 0.0 if PLAIN else -float("inf"), tl.float32)
+    positive_sum = tl.zeros((BM,), tl.float32)
+    for j0 in range(0, num_rows, BN):
+        products = inner_products(rows, rows, i0, j0, num_rows, width, stride, BM, BN, BK, False, DTYPE, PRECISION)
+        j = j0 + tl.arange(0, BN)
+        label_j, weight = candidate(labels, log_weights, num_weights, j, num_rows, -2, PLAIN)
+        same = label_i[:, None] == label_j[None, :]
+        itself = i[:, None] == j[None, :]
+        scores = tl.where(itself, -float("inf"), products * log2_scale)
+        if with_sum:
+            positive_sum += tl.sum(tl.where(same & (scores != -float("inf")), scores, 0.0), 1)
+        if PLAIN:
+            scores = tl.exp2(scores)
+        of_negatives, of_positives = _terms(scores, same, weight[None, :], PLAIN)
+        negative = _add(negative, _sum_or_log(of_negatives, 1, PLAIN), PLAIN)
+        positive = _add(positive, _sum_or_log(of_positives, 1, PLAIN), PLAIN)
+    mine = i < num_anchors
+    tl.store(negatives + i, _natural_log(negative, PLAIN), mask=mine)
+    tl.store(positives + i, _natural_log(positive, PLAIN), mask=mine)
+    tl.store(positive_sums + i, positive_sum / LOG2E, mask=mine)
+
+
+@triton.jit
+def _store_columns(
+    scores, labels, weights, column, column_stat, i0, j0, num_rows, num_anchors, with_sum,
+    BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Stores what WIDTH columns of a tile hold for themselves, returns what they hold for the rows.
+
+    PART columns at a time: what is known of each column would otherwise fill the registers.
+    """
+    if WIDTH > PART:
+        half: tl.constexpr = WIDTH // 2
+        left, right = halves(scores, BM, WIDTH)
+        negative, positive, positive_sum = _store_columns(
+            left, labels, weights, column, column_stat, i0, j0, num_rows, num_anchors, with_sum, BM, half, PART, PLAIN
+        )
+        of_right = _store_columns(
+            right, labels, weights, column + half, column_stat, i0, j0 + half, num_rows, num_anchors, with_sum,
+            BM, half, PART, PLAIN,
+        )  # fmt: skip
+        return _add(negative, of_right[0], PLAIN), _add(positive, of_right[1], PLAIN), positive_sum + of_right[2]
+    else:
+        at = tl.arange(0, WIDTH)
+        i = i0 + tl.arange(0, BM)
+        j = j0 + at
+        if j0 < i0 + BM:
+            scores = tl.where(i[:, None] < j[None, :], scores, -float("inf"))
+        label_i = tl.load(labels + i, mask=i < num_rows, other=-3)
+        label_j = tl.load(labels + j, mask=j < num_rows, other=-2)
+        weight_i = tl.load(weights + i, mask=i < num_rows, other=0.0 if PLAIN else -float("inf"))
+        weight_j = tl.load(weights + j, mask=j < num_rows, other=0.0 if PLAIN else -float("inf"))
+        same = label_i[:, None] == label_j[None, :]
+        positive_sum = tl.zeros((BM,), tl.float32)
+        if with_sum:
+            of_positives = tl.where(same & (scores != -float("inf")), scores, 0.0)
+            positive_sum = tl.sum(of_positives, 1)
+            tl.store(column + 2 * column_stat + at, tl.sum(of_positives, 0))
+        if PLAIN:
+            scores = tl.exp2(scores)
+        if j0 < num_anchors:
+            of_columns = _terms(scores, same, weight_i[:, None], PLAIN)
+            tl.store(column + at, _sum_or_log(of_columns[0], 0, PLAIN))
+            tl.store(column + column_stat + at, _sum_or_log(of_columns[1], 0, PLAIN))
+        of_rows = _terms(scores, same, weight_j[None, :], PLAIN)
+        return _sum_or_log(of_rows[0], 1, PLAIN), _sum_or_log(of_rows[1], 1, PLAIN), positive_sum
+
+
+@triton.jit(do_not_specialize=SIZES)
+def statistics_of_tiles(
+    left, right, labels, weights, row_parts, column_parts, log2_scale, first, num_rows, num_anchors,
+    width, stride, num_i, num_j, with_sum,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Partial statistics of the pairs i < j in one tile, for its rows and for its columns.
+
+    The strip begins at row and column `first`. row_parts: (3, num_j, num_i * BM), column_parts:
+    (3, num_i, num_j * BN); tiles without a pair leave theirs unwritten, and `add_parts` does not read them.
+    `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN).
+    """
+    block_i = tl.program_id(0) % num_i  # neighbours in time share their columns, and the strip's rows stay in the cache
+    block_j = tl.program_id(0) // num_i
+    if block_j * BN + BN - 1 > block_i * BM:
+        i0 = first + block_i * BM
+        j0 = first + block_j * BN
+        scores = inner_products(left, right, i0, j0, num_rows, width, stride, BM, BN, BK, TMA, DTYPE, PRECISION)
+        row = row_parts + block_j.to(tl.int64) * num_i * BM + block_i * BM + tl.arange(0, BM)
+        row_stat = num_j.to(tl.int64) * num_i * BM
+        column = column_parts + block_i.to(tl.int64) * num_j * BN + block_j * BN
+        column_stat = num_i.to(tl.int64) * num_j * BN
+        negative, positive, positive_sum = _store_columns(
+            scores * log2_scale, labels, weights, column, column_stat, i0, j0, num_rows, num_anchors, with_sum,
+            BM, BN, PART, PLAIN,
+        )  # fmt: skip
+        tl.store(row, negative)
+        tl.store(row + row_stat, positive)
+        if with_sum:
+            tl.store(row + 2 * row_stat, positive_sum)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def add_parts(
+    row_parts, column_parts, totals, first_statistic, first, num_anchors, num_i, num_j,
+    BM: tl.constexpr, BN: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Totals (3, A) += what a strip's tiles found, for WIDTH rows and the statistic of the second grid axis."""
+    statistic = first_statistic + tl.program_id(1)
+    x0 = tl.program_id(0) * WIDTH
+    x = x0 + tl.arange(0, WIDTH)
+    part = tl.arange(0, PARTS)
+    total = totals + statistic.to(tl.int64) * num_anchors + first + x
+    mine = first + x < num_anchors
+    result = tl.load(total, mask=mine, other=0.0)
+    empty: tl.constexpr = 0.0 if PLAIN else -float("inf")
+    columns = column_parts + statistic.to(tl.int64) * num_i * num_j * BN
+    for first_part in range(0, tl.minimum(num_i, tl.cdiv(x0 + WIDTH, BM)), PARTS):
+        index = first_part + part
+        written = (index[:, None] < num_i) & (index[:, None] * BM < x[None, :]) & mine[None, :]
+        terms = tl.load(columns + index[:, None].to(tl.int64) * num_j * BN + x[None, :], mask=written, other=empty)
+        result = _add(result, _sum_or_log(terms, 0, PLAIN), PLAIN)
+    if x0 < num_i * BM:
+        rows = row_parts + statistic.to(tl.int64) * num_j * num_i * BM
+        for first_part in range(x0 // BM * BM // BN, num_j, PARTS):
+            index = first_part + part
+            above = index[:, None] * BN + BN - 1 > x[None, :] // BM * BM
+            written = (index[:, None] < num_j) & above & (x[None, :] < num_i * BM) & mine[None, :]
+            terms = tl.load(rows + index[:, None].to(tl.int64) * num_i * BM + x[None, :], mask=written, other=empty)
+            result = _add(result, _sum_or_log(terms, 0, PLAIN), PLAIN)
+    tl.store(total, result, mask=mine)
