@@ -88,7 +88,7 @@ def supervised_prototypical_contrastive_loss(
         process_group: the ranks of `gather_distributed`. None for all.
         gather_distributed: whether the rows of all ranks form one batch. The loss is then the same on every rank, and
             its gradients become those of a single process when DDP averages them. False: this rank's rows only.
-        impl: "auto", or the backend to use; results are the same.
+        impl: "auto", or the backend to use: "dense", "strips" or "triton"; results are the same.
 
     Returns:
         A scalar, or with ``reduction="none"`` a vector (N,), or (N + C,) with `prototype_anchors`. Float64 for float64

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from spcl_loss._similarity import dense, strips
+from spcl_loss._similarity.launch import unavailable_reason
 
-IMPLEMENTATIONS = ("auto", "dense", "strips")
+IMPLEMENTATIONS = ("auto", "dense", "strips", "triton")
 # Rows above which strips overtake dense: measured by benchmarks/loss.py, see docs/performance.md.
 _DENSE_ROWS = 128
 
@@ -48,7 +49,8 @@ def contrast_statistics(
     """
     transformed = torch._C._functorch.maybe_current_level() is not None
     if impl == "auto":
-        impl = "dense" if transformed or rows.shape[0] <= _DENSE_ROWS else "strips"
+        few = rows.shape[0] <= _DENSE_ROWS and not _prefers_kernels(rows)
+        impl = "dense" if transformed or few else "auto"
     if impl == "dense":
         return dense.statistics(rows, labels, log_weights, scale, num_anchors, with_sum)
     if transformed:
@@ -56,9 +58,26 @@ def contrast_statistics(
             f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
         )
     outputs: tuple[Tensor, Tensor, Tensor] = _statistics(
-        rows, labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype
+        rows, labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype, impl
     )
     return outputs
+
+
+def _prefers_kernels(rows: Tensor) -> bool:
+    """Whether kernels serve few rows too. A graph being traced cannot ask; the operator itself will."""
+    return rows.is_cuda and (torch.compiler.is_compiling() or unavailable_reason(rows.device, rows.dtype) is None)
+
+
+def _backend(impl: str, rows: Tensor) -> Any:
+    """The module that computes; the one with kernels is imported, and triton with it, only when it is chosen."""
+    reason = None if impl == "strips" else unavailable_reason(rows.device, rows.dtype)
+    if impl == "triton" and reason is not None:
+        raise ValueError(f"impl='triton' cannot be used: {reason}. Pass impl=\"auto\" to have a backend chosen")
+    if impl == "triton" or (impl == "auto" and rows.is_cuda and reason is None):
+        from spcl_loss._similarity import triton_kernels
+
+        return triton_kernels
+    return strips
 
 
 @torch.library.custom_op("spcl_loss::contrast_statistics", mutates_args=())
@@ -71,8 +90,12 @@ def _statistics(
     num_grads: int,
     with_sum: bool,
     product_dtype: torch.dtype,
+    impl: str = "strips",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return strips.statistics(rows, labels, log_weights, scale, num_anchors, with_sum, product_dtype)
+    outputs: tuple[Tensor, Tensor, Tensor] = _backend(impl, rows).statistics(
+        rows, labels, log_weights, scale, num_anchors, with_sum, product_dtype
+    )
+    return outputs
 
 
 @_statistics.register_fake
@@ -85,6 +108,7 @@ def _(
     num_grads: int,
     with_sum: bool,
     product_dtype: torch.dtype,
+    impl: str = "strips",
 ) -> tuple[Tensor, Tensor, Tensor]:
     return rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
 
@@ -101,10 +125,12 @@ def _gradient(
     num_grads: int,
     with_sum: bool,
     product_dtype: torch.dtype,
+    impl: str = "strips",
 ) -> Tensor:
-    return strips.gradient(
+    gradient: Tensor = _backend(impl, rows).gradient(
         rows, labels, log_weights, scale, num_grads, with_sum, negative, positive, grads, product_dtype
     )
+    return gradient
 
 
 @_gradient.register_fake
@@ -119,12 +145,13 @@ def _(
     num_grads: int,
     with_sum: bool,
     product_dtype: torch.dtype,
+    impl: str = "strips",
 ) -> Tensor:
     return rows.new_empty(num_grads, rows.shape[1])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    rows, labels, log_weights, ctx.scale, _, ctx.num_grads, ctx.with_sum, ctx.product_dtype = inputs
+    rows, labels, log_weights, ctx.scale, _, ctx.num_grads, ctx.with_sum, ctx.product_dtype, ctx.impl = inputs
     ctx.save_for_backward(rows, labels, log_weights, output[0], output[1])
 
 
@@ -141,10 +168,11 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ctx.num_grads,
         ctx.with_sum,
         ctx.product_dtype,
+        ctx.impl,
     )
     if ctx.num_grads < rows.shape[0]:
         grad = torch.nn.functional.pad(grad, (0, 0, 0, rows.shape[0] - ctx.num_grads))
-    return grad, None, None, None, None, None, None, None
+    return grad, None, None, None, None, None, None, None, None
 
 
 _statistics.register_autograd(_backward, setup_context=_setup)

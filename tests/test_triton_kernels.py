@@ -1,0 +1,220 @@
+"""The Triton kernels under Triton's interpreter against the definition in float64, and through the compiler."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spcl_loss import supervised_prototypical_contrastive_loss
+from spcl_loss._similarity import dense, launch
+
+with pytest.MonkeyPatch.context() as environment:
+    environment.setenv("TRITON_INTERPRET", "1")  # read when kernels are defined, Triton's own among them
+    pytest.importorskip("triton")  # there is none but for Linux
+    from spcl_loss._similarity import triton_kernels
+
+# What the interpreter's NumPy says of values that are meant: the logarithm of an empty sum, -inf, and a NaN's maximum.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
+]
+PATHS = ("small", "tiles", "narrow")
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def choose(monkeypatch, path, descriptors=True):
+    """Sends any size through one path; strips and workspace of few tiles, so that there are several."""
+    monkeypatch.setattr(launch, "SMALL_ROWS", 10**6 if path == "small" else 0)
+    monkeypatch.setattr(launch, "NARROW_ROWS", 0 if path == "narrow" else 10**9)
+    monkeypatch.setattr(launch, "STRIP_ROWS", 32)
+    monkeypatch.setattr(launch, "LOWEST_STRIP", 32)
+    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 6000)
+    monkeypatch.setattr(launch, "has_tensor_descriptors", lambda architecture: descriptors)
+
+
+def problem(seed, num_rows, width, num_anchors, num_grads, scale, dtype, weighted, with_sum, num_classes=4):
+    """Arguments of the operator, and statistics and gradient of the definition in float64 at the rounded rows."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(num_rows, width, generator=generator), dim=1)
+    labels = torch.randint(-1, num_classes, (num_rows,), generator=generator)
+    log_weights = torch.randn(num_rows, generator=generator) - 1 if weighted else None
+    exact = rows.to(dtype).double().requires_grad_()
+    expected = dense.statistics(
+        exact, labels, None if log_weights is None else log_weights.double(), scale, num_anchors, with_sum
+    )
+    grads = torch.randn(3, num_anchors, generator=generator) * (labels[:num_anchors] >= 0)
+    for statistic in range(2):
+        grads[statistic] *= expected[statistic] > dense.LOG_ZERO / 2
+    grads[2] *= with_sum
+    total = sum((value * grad).sum() for value, grad in zip(expected, grads.double(), strict=True))
+    (gradient,) = torch.autograd.grad(total, exact)
+    arguments = (rows, labels, log_weights, scale)
+    return arguments, grads, [value.detach() for value in expected], gradient[:num_grads]
+
+
+def check(arguments, grads, expected, expected_gradient, with_sum, dtype):
+    """Float32 sums of scores rounded at the scale's size; H is rounded to the products' dtype."""
+    rows, labels, log_weights, scale = arguments
+    num_anchors = grads.shape[1]
+    found = triton_kernels.statistics(rows, labels, log_weights, scale, num_anchors, with_sum, dtype)
+    counts = labels[:num_anchors] >= 0
+    tolerance = 1e-6 * max(scale, 10)
+    for value, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(value[counts].double(), reference[counts], rtol=1e-6, atol=tolerance)
+    gradient = triton_kernels.gradient(
+        rows, labels, log_weights, scale, len(expected_gradient), with_sum, *found[:2], grads, dtype
+    )
+    assert gradient.shape == expected_gradient.shape
+    counts = labels[: len(expected_gradient)] >= 0
+    size = expected_gradient[counts].norm()
+    rounding = 2e-6 * max(scale, 10) / 10 if dtype == torch.float32 else 1e-3
+    assert (gradient[counts] - expected_gradient[counts]).norm() <= rounding * size + 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("scale", [10.0, 200.0])
+@pytest.mark.parametrize("anchors", ["all", "batch", "batch_of_constants"])
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_gives_the_numbers_of_the_definition(monkeypatch, path, anchors, scale, dtype):
+    choose(monkeypatch, path)
+    num_rows, num_anchors = 53, 53 if anchors == "all" else 45
+    num_grads = num_anchors if anchors == "batch_of_constants" else num_rows
+    for with_sum in (False, True):
+        made = problem(0, num_rows, 37, num_anchors, num_grads, scale, dtype, with_sum, with_sum)
+        check(*made, with_sum, dtype)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_pointers_give_the_numbers_of_descriptors(monkeypatch, path):
+    made = problem(1, 41, 40, 37, 41, 20.0, torch.float16, True, True)
+    for descriptors in (False, True):
+        choose(monkeypatch, path, descriptors)
+        check(*made, True, torch.float16)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    num_rows=st.integers(1, 70),
+    width=st.integers(1, 80),
+    left_out=st.integers(0, 20),
+    with_grads=st.booleans(),
+    scale=st.sampled_from([0.1, 10.0, 40.0, 41.0, 200.0]),
+    half=st.booleans(),
+    weighted=st.booleans(),
+    with_sum=st.booleans(),
+    num_classes=st.integers(1, 8),
+    path=st.sampled_from(PATHS),
+)
+def test_any_shape(
+    seed, num_rows, width, left_out, with_grads, scale, half, weighted, with_sum, num_classes, path
+):  # fmt: skip
+    dtype = torch.float16 if half else torch.float32
+    num_anchors = max(1, num_rows - left_out)
+    num_grads = num_rows if with_grads else num_anchors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        choose(patch, path)
+        made = problem(seed, num_rows, width, num_anchors, num_grads, scale, dtype, weighted, with_sum, num_classes)
+        check(*made, with_sum, dtype)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_anchor(monkeypatch, path):
+    choose(monkeypatch, path)
+    rows, labels = torch.eye(3), torch.arange(3)
+    found = triton_kernels.statistics(rows, labels, None, 10.0, 0, False, torch.float32)
+    assert [value.shape for value in found] == [(0,)] * 3
+    empty = torch.empty(0)
+    gradient = triton_kernels.gradient(
+        rows, labels, None, 10.0, 2, False, empty, empty, torch.empty(3, 0), torch.float32
+    )
+    assert torch.equal(gradient, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("scale", [10.0, 200.0])
+def test_not_a_number_comes_through(monkeypatch, path, scale):
+    choose(monkeypatch, path)
+    (rows, labels, _, _), *_ = problem(2, 40, 20, 40, 40, scale, torch.float32, False, False, num_classes=2)
+    labels = labels.abs()
+    rows[7] = torch.nan
+    negative, positive, _ = triton_kernels.statistics(rows, labels, None, scale, 40, False, torch.float32)
+    others = torch.arange(40) != 7
+    same = labels == labels[7]
+    assert positive[same].isnan().all() and negative[others & ~same].isnan().all()
+    assert positive[~same].isfinite().all() and negative[others & same].isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_twice_the_same_bits(monkeypatch, path):
+    choose(monkeypatch, path)
+    (rows, labels, _, scale), *_ = problem(3, 60, 24, 60, 60, 10.0, torch.float32, False, False)
+    once, again = (triton_kernels.statistics(rows, labels, None, scale, 60, True, torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
+        {"positives": "outside", "contrast": "class_balanced", "similarity": "cosine"},
+        {"prototype_anchors": True, "easy_threshold": 0.3, "temperature": 0.005},
+        {"ignore_index": 2, "reduction": "none"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())) or "default",
+)
+def test_the_loss_is_that_of_dense(monkeypatch, path, options):
+    choose(monkeypatch, path)
+    generator = torch.Generator().manual_seed(4)
+    values = []
+    embeddings = torch.randn(30, 24, generator=generator).mT.contiguous().mT  # not contiguous
+    prototypes = torch.randn(5, 24, generator=generator)
+    labels = torch.randint(5, (30,), generator=generator, dtype=torch.int32)
+    for impl in ("dense", "triton"):
+        leaves = [embeddings.clone().requires_grad_(), prototypes.clone().requires_grad_()]
+        loss = supervised_prototypical_contrastive_loss(leaves[0], labels, leaves[1], impl=impl, **options)
+        values.append([loss.detach(), *torch.autograd.grad(loss.sum(), leaves)])
+    for expected, found in zip(*values, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-6)
+
+
+def test_unavailable_is_said_with_the_reason(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match=r"impl='triton'.*TRITON_INTERPRET=1"):
+        supervised_prototypical_contrastive_loss(torch.eye(3), torch.arange(3), impl="triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="float64"):
+        supervised_prototypical_contrastive_loss(torch.eye(3).double(), torch.arange(3), impl="triton")
+
+
+def test_every_configuration_compiles_without_spills(tmp_path):
+    """In a process of its own, where the kernels are defined for the compiler. Cached by Triton between runs."""
+    script = Path(__file__).parents[1] / "benchmarks" / "static.py"
+    run = subprocess.run(
+        [sys.executable, script, "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    kernels = json.loads((tmp_path / "static.json").read_text())["kernels"]
+    assert {kernel["architecture"] for kernel in kernels} == {"sm_80", "sm_90", "sm_100"}
+    for kernel in kernels:
+        assert kernel["spills"] == 0 and kernel["fits"] and kernel["blocks"] >= 1, kernel
+        wide = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}[kernel["architecture"]]
+        if kernel["precision"] != "ieee" and not kernel["kernel"].startswith("small"):
+            assert kernel["tensor"].endswith(wide), kernel
+            assert kernel["copies"].endswith("LDGSTS" if kernel["architecture"] == "sm_80" else "UTMALDG"), kernel
