@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 
 import erc_tiny
-from erc import report, training
+from erc import checkpoint, report, training
 from erc.dialogues import InputError
 from erc.report import result_table
 from erc.run_folder import FIGURES, RunFolder
@@ -186,7 +188,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(
         interrupt_after(patch, batches)
         with pytest.raises(Interruption):
             training.train(settings, erc_tiny.corpus(), tmp_path / "run")
-    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == min(2, batches // 2 + 1)  # the last, and one before
     assert not (tmp_path / "run" / "result.json").exists()
     training.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == FINISHED
@@ -271,45 +273,85 @@ def test_other_settings_train_too(encoder, tmp_path, changes):
         assert (result["best_epoch"], result["epochs"]) == (1, 2)
 
 
-def script(encoder, folder):
-    """A run of `train` in a process of its own."""
-    return (
-        "import sys; sys.path[:0] = ['tests', 'examples']\n"
-        "import erc_tiny\n"
-        "from erc.training import train\n"
-        f"settings = erc_tiny.settings({encoder!r}, checkpoint_steps=2, epochs=40)\n"
-        f"train(settings, erc_tiny.corpus(), {str(folder)!r}, resume=True)\n"
-    )
+@pytest.mark.parametrize("content", ["broken off", "foreign", "absent"])
+@pytest.mark.usefixtures("quick_figures")
+def test_a_spoilt_checkpoint_is_refused_and_the_one_before_it_serves(
+    encoder, finished, tmp_path, monkeypatch, content
+):
+    _, whole, _ = finished
+    settings, folder = erc_tiny.settings(encoder, checkpoint_steps=2), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        with pytest.raises(Interruption):
+            training.train(settings, erc_tiny.corpus(), folder)
+    newest = RunFolder(folder).checkpoint()
+    spoilt = newest / "shared.pt"
+    if content == "broken off":
+        spoilt.write_bytes(spoilt.read_bytes()[:-100])
+    elif content == "foreign":
+        torch.save({"model": torch.zeros(3)}, spoilt)
+    else:
+        spoilt.unlink()
+    with pytest.raises(InputError, match=r"shared.pt .* remove the folder .*checkpoint-0000-0000004 and --resume"):
+        training.train(settings, erc_tiny.corpus(), folder, resume=True)
+    shutil.rmtree(newest)
+    training.train(settings, erc_tiny.corpus(), folder, resume=True)
+    assert_same(outcome(whole), outcome(folder))
 
 
-def test_a_killed_run_continues(encoder, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_a_checkpoint_holds_tensors_and_plain_values(encoder, tmp_path, monkeypatch):
+    interrupt_after(monkeypatch, 3)
+    with pytest.raises(Interruption):
+        training.train(erc_tiny.settings(encoder, checkpoint_steps=2), erc_tiny.corpus(), tmp_path)
+    newest = RunFolder(tmp_path).checkpoint()
+    assert files(newest) == ["process-0.pt", "shared.pt"]
+    shared = torch.load(newest / "shared.pt", weights_only=True)
+    assert shared["progress"]["batch"] == 2
+    assert set(shared) == {"format", "processes", "model", "optimizer", "criterion", "sampler", "progress"}
+
+
+def test_a_checkpoint_of_other_processes_is_refused(encoder, tmp_path, monkeypatch):
+    settings = erc_tiny.settings(encoder)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 0)
+        with pytest.raises(Interruption):
+            training.train(settings, erc_tiny.corpus(), tmp_path)
+    path = RunFolder(tmp_path).checkpoint() / "shared.pt"
+    checkpoint.write(path, {**checkpoint.read(path), "processes": 2})
+    with pytest.raises(InputError, match=r"a run with 2 processes; received 1\. Continue with as many"):
+        training.train(settings, erc_tiny.corpus(), tmp_path, resume=True)
+
+
+SCRIPT = """
+import sys; sys.path[:0] = ["tests", "examples"]
+import erc_tiny
+from erc.training import train
+encoder, folder = sys.argv[1:]
+train(erc_tiny.settings(encoder, checkpoint_steps=2), erc_tiny.corpus(), folder, resume=True)
+"""
+
+
+def kill_after(checkpoint, encoder, folder, seconds):
+    """Starts or continues a run in a process of its own, and kills it some time after it has written a checkpoint."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(
-        [sys.executable, "-c", script(encoder, folder)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", SCRIPT, encoder, str(folder)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
     ) as process:
-        deadline = time.monotonic() + 120
-        while not list(folder.glob("checkpoint-0003-*")) and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
+        deadline = time.monotonic() + 300
+        while not (folder / checkpoint).exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(seconds)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    settings = erc_tiny.settings(encoder, checkpoint_steps=2, epochs=40)
-    assert RunFolder(folder).stored_settings() == settings
-    interrupted = Stop(after=2)
-    monkeypatch.setattr(training, "summary", interrupted)
-    with pytest.raises(Interruption):
-        training.train(settings, erc_tiny.corpus(), folder, resume=True)
-    assert interrupted.epochs[0] >= 4  # the three that had been finished were not trained again
 
 
-class Stop:
-    """Breaks off after some epochs, and remembers which."""
-
-    def __init__(self, after):
-        self.after, self.epochs = after, []
-
-    def __call__(self, line, epochs):
-        self.epochs.append(line["epoch"])
-        if len(self.epochs) == self.after:
-            raise Interruption
-        return ""
+@pytest.mark.usefixtures("quick_figures")
+def test_a_run_killed_three_times_ends_as_if_nothing_had_been(encoder, finished, tmp_path):
+    settings, whole, _ = finished
+    folder, moment = tmp_path / "run", random.Random(0)
+    for epoch in range(settings.epochs):
+        kill_after(f"checkpoint-{epoch:04d}-0000002", encoder, folder, seconds=moment.uniform(0, 0.03))
+        assert not (folder / "result.json").exists()
+    training.train(erc_tiny.settings(encoder, checkpoint_steps=2), erc_tiny.corpus(), folder, resume=True)
+    assert files(folder) == FINISHED
+    assert_same(outcome(whole), outcome(folder))

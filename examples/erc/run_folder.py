@@ -74,11 +74,13 @@ class RunFolder:
         self.partial.mkdir()
 
     def commit(self, epoch: int, batch: int, history: list[dict[str, Any]]) -> None:
-        """Makes the partial checkpoint the newest; the one before it goes only then."""
-        older = list(self.path.glob(CHECKPOINTS))
+        """Makes the partial checkpoint the newest, and keeps the one before it in case a disk spoils this one."""
+        older = sorted(self.path.glob(CHECKPOINTS))
         newest = self.path / f"checkpoint-{epoch:04d}-{batch:07d}"
+        flush(self.partial)
         self.partial.replace(newest)
-        for checkpoint in older:
+        flush(self.path)
+        for checkpoint in older[:-1]:
             shutil.rmtree(checkpoint)
         self.publish(newest, history)
 
@@ -112,7 +114,20 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
     write(partial)
+    flush(partial)
     partial.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt":  # flushes no folder, and no file that is open for reading only
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

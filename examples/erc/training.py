@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
 
+from . import checkpoint
 from .batches import RandomShareSampler, length_buckets
-from .dialogues import Corpus, Dialogue
+from .dialogues import Corpus, Dialogue, InputError
 from .encoder import EmotionModel, load_model, load_tokenizer_and_backbone, precision, save_model
 from .evaluation import Encoded, encode, evaluate
 from .objectives import build_criterion, losses, rate_factor
@@ -85,14 +86,13 @@ class Training:
         self.samples = self._epoch_samples(0)
         self.sampler = self._sampler(len(self.samples))
         self.progress = Progress()
-        accelerator.register_for_checkpointing(self.criterion, self.sampler, self.progress)
 
     def run(self) -> dict[str, Any]:
-        checkpoint = self.folder.checkpoint()
-        if checkpoint is None:
+        newest = self.folder.checkpoint()
+        if newest is None:
             self._begin_epoch(self._survey())
         else:
-            self._restore(checkpoint)
+            self._restore(newest)
         while not self._finished():
             self._train_epoch()
             self._end_epoch()
@@ -266,6 +266,18 @@ class Training:
         # several batches make an update, so a multiple of both
         return batch < batches and batch % (self.settings.checkpoint_steps * self.settings.accumulation) == 0
 
+    def _parts(self) -> dict[str, Any]:
+        """What all processes hold alike and a run continues from."""
+        parts = {
+            "model": self.accelerator.unwrap_model(self.model),
+            "optimizer": self.optimizer,
+            "criterion": self.criterion,
+            "sampler": self.sampler,
+            "progress": self.progress,
+        }
+        scaler = self.accelerator.scaler  # fp16 only
+        return parts if scaler is None else {**parts, "scaler": scaler}
+
     def _save(self) -> None:
         """Writes a checkpoint, with the best weights so far in it, which makes it whole in itself."""
         progress, accelerator, folder = self.progress, self.accelerator, self.folder
@@ -274,8 +286,12 @@ class Training:
         if accelerator.is_main_process:
             folder.clear_partial()
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(folder.partial))
+        own = {"random": checkpoint.random_state(accelerator.device)}
+        checkpoint.write(folder.partial / f"process-{accelerator.process_index}.pt", own)
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            shared = {name: part.state_dict() for name, part in self._parts().items()}
+            checkpoint.write(folder.partial / "shared.pt", {"processes": accelerator.num_processes, **shared})
             best = folder.partial / folder.best.name
             if progress.best_epoch and progress.best_epoch == progress.epoch and progress.batch == 0:
                 about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
@@ -285,10 +301,20 @@ class Training:
             folder.commit(progress.epoch, progress.batch, progress.history)
         accelerator.wait_for_everyone()
 
-    def _restore(self, checkpoint: Path) -> None:
-        self.accelerator.load_state(str(checkpoint))
-        if self.accelerator.is_main_process:
-            self.folder.publish(checkpoint, self.progress.history)
+    def _restore(self, newest: Path) -> None:
+        accelerator = self.accelerator
+        shared = checkpoint.read(newest / "shared.pt")
+        if shared["processes"] != accelerator.num_processes:
+            raise InputError(
+                f"{newest} is the checkpoint of a run with {shared['processes']} processes; received "
+                f"{accelerator.num_processes}. Continue with as many, or begin anew with --overwrite"
+            )
+        own = checkpoint.read(newest / f"process-{accelerator.process_index}.pt")
+        for name, part in self._parts().items():
+            part.load_state_dict(shared[name])
+        checkpoint.set_random_state(own["random"], accelerator.device)
+        if accelerator.is_main_process:
+            self.folder.publish(newest, self.progress.history)
             tqdm.write(f"continuing after epoch {self.progress.epoch}, batch {self.progress.batch}")
         self.accelerator.wait_for_everyone()
         self.samples = self._epoch_samples(self.progress.epoch)
