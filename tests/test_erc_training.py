@@ -275,9 +275,7 @@ def test_other_settings_train_too(encoder, tmp_path, changes):
 
 @pytest.mark.parametrize("content", ["broken off", "foreign", "absent"])
 @pytest.mark.usefixtures("quick_figures")
-def test_a_spoilt_checkpoint_is_refused_and_the_one_before_it_serves(
-    encoder, finished, tmp_path, monkeypatch, content
-):
+def test_a_spoilt_checkpoint_is_refused_and_the_one_before_it_serves(encoder, finished, tmp_path, monkeypatch, content):
     _, whole, _ = finished
     settings, folder = erc_tiny.settings(encoder, checkpoint_steps=2), tmp_path / "run"
     with monkeypatch.context() as patch:
