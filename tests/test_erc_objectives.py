@@ -58,9 +58,9 @@ def test_cross_entropy_contrasts_nothing():
 
 
 def test_options_reach_the_loss():
-    assert criterion_for("spcl", easy_threshold=0.3, temperature=0.2).easy_threshold == 0.3
-    assert criterion_for("spcl", easy_threshold=0.3, temperature=0.2).temperature == 0.2
-    assert criterion_for("spdcl").easy_threshold == 0.0
+    options = criterion_for("spcl", easy_threshold=0.3, temperature=0.2).options
+    assert (options["easy_threshold"], options["temperature"]) == (0.3, 0.2)
+    assert criterion_for("spdcl").options["easy_threshold"] == 0.0
 
 
 def test_rates_rise_then_fall():

@@ -49,15 +49,7 @@ def losses(
     if objective == "ce":
         return torch.stack([torch.zeros_like(head_loss), head_loss])
     if objective == "supcon":
-        contrastive_loss = supervised_prototypical_contrastive_loss(
-            features,
-            labels,
-            temperature=criterion.temperature,
-            positives=criterion.positives,
-            contrast=criterion.contrast,
-            easy_threshold=criterion.easy_threshold,
-            gather_distributed=criterion.gather_distributed,
-        )
+        contrastive_loss = supervised_prototypical_contrastive_loss(features, labels, **criterion.options)
     else:
         contrastive_loss = criterion(features, labels)
     return torch.stack([contrastive_loss, head_loss])

@@ -1,8 +1,9 @@
 """Supervised Prototypical Contrastive Learning (SPCL, EMNLP 2022) for any PyTorch training loop."""
 
 from spcl_loss.curriculum import DifficultyCurriculumSampler, prototype_difficulty
-from spcl_loss.loss import SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
+from spcl_loss.loss import supervised_prototypical_contrastive_loss
 from spcl_loss.memory import PrototypeMemory
+from spcl_loss.module import SupervisedPrototypicalContrastiveLoss
 
 __version__ = "0.1.0"
 

@@ -1,9 +1,7 @@
-"""The equations: one loss of which SPCL, SPDCL, SupCon, BCL and EACL's term are settings."""
+"""The equations, as a function: one loss of which SPCL, SPDCL, SupCon, BCL and EACL's term are settings."""
 
 from __future__ import annotations
 
-import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,9 +19,9 @@ from spcl_loss._checks import (
     check_size,
 )
 from spcl_loss._normalize import unit_rows
+from spcl_loss._precision import computed_dtype, full_precision, product_dtype
 from spcl_loss._similarity import IMPLEMENTATIONS, contrast_statistics
 from spcl_loss.distributed import gather_rows, row_counts, world_size
-from spcl_loss.memory import PrototypeMemory
 
 _SIMILARITIES = ("shifted_cosine", "cosine")
 _POSITIVES = ("inside", "outside")
@@ -111,13 +109,13 @@ def supervised_prototypical_contrastive_loss(
         Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
         EMNLP 2022, equations 3 to 6.
     """
-    _check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
-    _check_tensors(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, ignore_index)
+    check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
+    check_tensors(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, ignore_index)
     if prototype_anchors and prototypes is None:
         raise ValueError("prototype_anchors=True needs prototypes; received prototypes=None. Pass them or set it False")
     if gather_distributed and world_size(process_group) > 1:
-        embeddings, labels, sample_weight = _gather_batch(embeddings, labels, sample_weight, process_group)
-    with _full_precision(embeddings.device.type):
+        embeddings, labels, sample_weight = gather_batch(embeddings, labels, sample_weight, process_group)
+    with full_precision(embeddings.device.type):
         rows, classes = _candidates(embeddings, labels, prototypes, prototype_mask, ignore_index)
         num_anchors = rows.shape[0] if prototype_anchors else embeddings.shape[0]
         with_prototype_grads = prototypes is not None and prototypes.requires_grad
@@ -129,7 +127,7 @@ def supervised_prototypical_contrastive_loss(
             scale=_score_scale(similarity, temperature),
             positives=positives,
             contrast=contrast,
-            product_dtype=_product_dtype(embeddings),
+            product_dtype=product_dtype(embeddings),
             impl=impl,
         )
         if easy_threshold is not None:
@@ -138,19 +136,12 @@ def supervised_prototypical_contrastive_loss(
         return _reduce(losses, counted, weights, reduction)
 
 
-def _gather_batch(
+def gather_batch(
     embeddings: Tensor, labels: Tensor, sample_weight: Tensor | None, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     counts = row_counts(labels, group)
     weights = None if sample_weight is None else gather_rows(sample_weight, counts, group)
     return gather_rows(embeddings, counts, group), gather_rows(labels, counts, group), weights
-
-
-def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Autocast, where it is on, would round the scores to half precision."""
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta tensors know no autocast
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _score_scale(similarity: str, temperature: float) -> float:
@@ -162,7 +153,7 @@ def _candidates(
     embeddings: Tensor, labels: Tensor, prototypes: Tensor | None, prototype_mask: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Unit rows of batch and prototypes (R, D), and their classes (R,), -1 marking rows that are no candidates."""
-    dtype = _dtype(embeddings)
+    dtype = computed_dtype(embeddings)
     rows, classes = embeddings.to(dtype), labels.long()
     classes = torch.where(classes == ignore_index, -1, classes)
     if prototypes is not None:
@@ -172,16 +163,6 @@ def _candidates(
         rows, classes = torch.cat([rows, prototypes.to(dtype)]), torch.cat([classes, own_class])
     # What a row that is no candidate holds, NaN included, must not reach the gradients of the others.
     return unit_rows(rows.masked_fill(classes[:, None] < 0, 0)), classes
-
-
-def _product_dtype(embeddings: Tensor) -> torch.dtype:
-    """On a GPU products of half precision embeddings stay in half precision; a CPU gains nothing from it."""
-    half = embeddings.dtype in (torch.float16, torch.bfloat16) and embeddings.is_cuda
-    return embeddings.dtype if half else _dtype(embeddings)
-
-
-def _dtype(embeddings: Tensor) -> torch.dtype:
-    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
 
 
 def _anchor_losses(
@@ -245,7 +226,7 @@ def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: 
     return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
 
 
-def _check_options(
+def check_options(
     temperature: float,
     similarity: str,
     positives: str,
@@ -266,7 +247,7 @@ def _check_options(
     check_choice("impl", impl, IMPLEMENTATIONS)
 
 
-def _check_tensors(
+def check_tensors(
     embeddings: Tensor,
     labels: Tensor,
     prototypes: Tensor | None,
@@ -294,177 +275,3 @@ def _check_tensors(
         check_floating("sample_weight", sample_weight, (rows,))
         check_device("sample_weight", sample_weight, "embeddings", embeddings.device)
     check_labels(labels, rows, embeddings.device, num_classes, ignore_index)
-
-
-class SupervisedPrototypicalContrastiveLoss(nn.Module):
-    """The loss with a memory of its own: prototypes are drawn, the batch is compared, then it enters the queues.
-
-    In training mode every call draws a new support set and enqueues the batch. In evaluation mode the prototypes are
-    the centroids and nothing changes, so the value depends on the arguments and the memory alone.
-
-    Args:
-        num_classes: C.
-        embedding_dim: D.
-        temperature: see `supervised_prototypical_contrastive_loss`, as for every option not listed here.
-        queue_size: M, how many embeddings each class remembers.
-        support_size: K, how many of them make a prototype.
-        memory: a `PrototypeMemory` to use, shared or restored; then `queue_size`, `support_size` and `seed` are unused.
-        seed: of the draws.
-
-    Raises:
-        TypeError: an argument has the wrong kind.
-        ValueError: a size or an option does not fit; the message says what would.
-
-    Example:
-        >>> import torch
-        >>> criterion = SupervisedPrototypicalContrastiveLoss(num_classes=3, embedding_dim=8)
-        >>> embeddings = torch.randn(16, 8, requires_grad=True)
-        >>> loss = criterion(embeddings, torch.arange(16) % 3)
-        >>> loss.backward()
-        >>> criterion.predict(embeddings).shape
-        torch.Size([16])
-
-    Reference:
-        Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
-        EMNLP 2022, section 3.2.
-    """
-
-    memory: PrototypeMemory
-    class_weights: Tensor | None
-
-    def __init__(
-        self,
-        num_classes: int,
-        embedding_dim: int,
-        *,
-        temperature: float = 0.05,
-        queue_size: int = 256,
-        support_size: int = 64,
-        memory: PrototypeMemory | None = None,
-        seed: int = 0,
-        similarity: str = "shifted_cosine",
-        positives: str = "inside",
-        contrast: str = "all",
-        easy_threshold: float | None = None,
-        prototype_anchors: bool = False,
-        class_weights: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        process_group: dist.ProcessGroup | None = None,
-        gather_distributed: bool = False,
-        impl: str = "auto",
-    ) -> None:
-        super().__init__()
-        _check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
-        if memory is None:
-            memory = PrototypeMemory(
-                num_classes,
-                embedding_dim,
-                queue_size=queue_size,
-                support_size=support_size,
-                seed=seed,
-                ignore_index=ignore_index,
-            )
-        elif not isinstance(memory, PrototypeMemory):
-            raise TypeError(
-                f"memory must be a PrototypeMemory; received {type(memory).__name__}. Pass None for a new one"
-            )
-        elif (memory.num_classes, memory.embedding_dim) != (num_classes, embedding_dim):
-            raise ValueError(
-                f"memory must hold num_classes={num_classes} and embedding_dim={embedding_dim}; received one of "
-                f"{memory.num_classes} and {memory.embedding_dim}. Build it with the same sizes"
-            )
-        elif memory.ignore_index != ignore_index:
-            raise ValueError(
-                f"memory must have ignore_index={ignore_index}; received one with {memory.ignore_index}. "
-                "Give both the same"
-            )
-        if class_weights is not None:
-            check_floating("class_weights", class_weights, (num_classes,))
-        self.memory = memory
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.temperature = temperature
-        self.similarity = similarity
-        self.positives = positives
-        self.contrast = contrast
-        self.easy_threshold = easy_threshold
-        self.prototype_anchors = prototype_anchors
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.process_group = process_group
-        self.gather_distributed = gather_distributed
-        self.impl = impl
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        *,
-        sample_weight: Tensor | None = None,
-        update_memory: bool | None = None,
-    ) -> Tensor:
-        """The loss of a batch.
-
-        Args:
-            embeddings: (N, D) floating, not normalised.
-            labels: (N,) integer.
-            sample_weight: (N,) weight of an anchor.
-            update_memory: whether the draw counter moves on and the batch is enqueued. None: in training mode. False
-                leaves all state alone, so that a second pass over the same batch sees the same prototypes.
-
-        Returns:
-            As `supervised_prototypical_contrastive_loss`.
-        """
-        if update_memory is None:
-            update_memory = self.training
-        if self.gather_distributed and world_size(self.process_group) > 1:
-            # Gathered here, since every rank has to enqueue the rows of all for their memories to stay the same.
-            _check_tensors(embeddings, labels, None, None, None, sample_weight, self.ignore_index)
-            embeddings, labels, sample_weight = _gather_batch(embeddings, labels, sample_weight, self.process_group)
-        if self.training:
-            prototypes, exists = self.memory.prototypes(advance=False)
-        else:
-            prototypes, exists = self.memory.centroids()
-        loss = supervised_prototypical_contrastive_loss(
-            embeddings,
-            labels,
-            prototypes,
-            temperature=self.temperature,
-            similarity=self.similarity,
-            positives=self.positives,
-            contrast=self.contrast,
-            easy_threshold=self.easy_threshold,
-            prototype_anchors=self.prototype_anchors,
-            prototype_mask=exists,
-            class_weights=self.class_weights,
-            sample_weight=sample_weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            impl=self.impl,
-        )
-        if update_memory:  # only now, so that a batch that is rejected changes nothing
-            self.memory.draws.add_(1)
-            self.memory._enqueue(embeddings, labels)
-        return loss
-
-    def logits(self, embeddings: Tensor) -> Tensor:
-        """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none."""
-        check_floating("embeddings", embeddings, ("N", self.memory.embedding_dim))
-        centroids, exists = self.memory.centroids()
-        dtype = _dtype(embeddings)
-        with _full_precision(embeddings.device.type):
-            scores = unit_rows(embeddings.to(dtype)) @ unit_rows(centroids.to(dtype)).T
-            if self.similarity == "shifted_cosine":
-                scores = (1 + scores) / 2
-            return (scores / self.temperature).masked_fill(~exists, -math.inf)
-
-    def predict(self, embeddings: Tensor) -> Tensor:
-        """Class of the centroid nearest in angle to each of the embeddings (N, D): (N,) int64."""
-        return self.logits(embeddings).argmax(dim=1)
-
-    def extra_repr(self) -> str:
-        """The settings, for `repr`."""
-        return (
-            f"temperature={self.temperature}, similarity={self.similarity!r}, positives={self.positives!r}, "
-            f"contrast={self.contrast!r}, easy_threshold={self.easy_threshold}"
-        )

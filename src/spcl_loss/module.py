@@ -1,0 +1,189 @@
+"""The loss as a module: the equations of `loss` with a prototype memory and a nearest-prototype head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from spcl_loss._checks import check_floating
+from spcl_loss._normalize import unit_rows
+from spcl_loss._precision import computed_dtype, full_precision
+from spcl_loss.distributed import world_size
+from spcl_loss.loss import check_options, check_tensors, gather_batch, supervised_prototypical_contrastive_loss
+from spcl_loss.memory import PrototypeMemory
+
+
+class SupervisedPrototypicalContrastiveLoss(nn.Module):
+    """The loss with a memory of its own: prototypes are drawn, the batch is compared, then it enters the queues.
+
+    In training mode every call draws a new support set and enqueues the batch. In evaluation mode the prototypes are
+    the centroids and nothing changes, so the value depends on the arguments and the memory alone.
+
+    Args:
+        num_classes: C.
+        embedding_dim: D.
+        temperature: see `supervised_prototypical_contrastive_loss`, as for every option not listed here.
+        queue_size: M, how many embeddings each class remembers.
+        support_size: K, how many of them make a prototype.
+        memory: a `PrototypeMemory` to use, shared or restored; then `queue_size`, `support_size` and `seed` are unused.
+        seed: of the draws.
+
+    Attributes:
+        memory: the `PrototypeMemory`.
+        options: the keyword arguments that every call passes to `supervised_prototypical_contrastive_loss`. Change one
+            to schedule it, as in ``criterion.options["temperature"] = 0.07``; ``**criterion.options`` calls the
+            function with the same settings on other candidates.
+
+    Raises:
+        TypeError: an argument has the wrong kind.
+        ValueError: a size or an option does not fit; the message says what would.
+
+    Example:
+        >>> import torch
+        >>> criterion = SupervisedPrototypicalContrastiveLoss(num_classes=3, embedding_dim=8)
+        >>> embeddings = torch.randn(16, 8, requires_grad=True)
+        >>> loss = criterion(embeddings, torch.arange(16) % 3)
+        >>> loss.backward()
+        >>> criterion.predict(embeddings).shape
+        torch.Size([16])
+
+    Reference:
+        Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
+        EMNLP 2022, section 3.2.
+    """
+
+    memory: PrototypeMemory
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        *,
+        temperature: float = 0.05,
+        queue_size: int = 256,
+        support_size: int = 64,
+        memory: PrototypeMemory | None = None,
+        seed: int = 0,
+        similarity: str = "shifted_cosine",
+        positives: str = "inside",
+        contrast: str = "all",
+        easy_threshold: float | None = None,
+        prototype_anchors: bool = False,
+        class_weights: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        process_group: dist.ProcessGroup | None = None,
+        gather_distributed: bool = False,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
+        if memory is None:
+            memory = PrototypeMemory(
+                num_classes,
+                embedding_dim,
+                queue_size=queue_size,
+                support_size=support_size,
+                seed=seed,
+                ignore_index=ignore_index,
+            )
+        elif not isinstance(memory, PrototypeMemory):
+            raise TypeError(
+                f"memory must be a PrototypeMemory; received {type(memory).__name__}. Pass None for a new one"
+            )
+        elif (memory.num_classes, memory.embedding_dim) != (num_classes, embedding_dim):
+            raise ValueError(
+                f"memory must hold num_classes={num_classes} and embedding_dim={embedding_dim}; received one of "
+                f"{memory.num_classes} and {memory.embedding_dim}. Build it with the same sizes"
+            )
+        elif memory.ignore_index != ignore_index:
+            raise ValueError(
+                f"memory must have ignore_index={ignore_index}; received one with {memory.ignore_index}. "
+                "Give both the same"
+            )
+        if class_weights is not None:
+            check_floating("class_weights", class_weights, (num_classes,))
+        self.memory = memory
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.options: dict[str, Any] = {
+            "temperature": temperature,
+            "similarity": similarity,
+            "positives": positives,
+            "contrast": contrast,
+            "easy_threshold": easy_threshold,
+            "prototype_anchors": prototype_anchors,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "process_group": process_group,
+            "gather_distributed": gather_distributed,
+            "impl": impl,
+        }
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        update_memory: bool | None = None,
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (N, D) floating, not normalised.
+            labels: (N,) integer.
+            sample_weight: (N,) weight of an anchor.
+            update_memory: whether the draw counter moves on and the batch is enqueued. None: in training mode. False
+                leaves all state alone, so that a second pass over the same batch sees the same prototypes.
+
+        Returns:
+            As `supervised_prototypical_contrastive_loss`.
+        """
+        if update_memory is None:
+            update_memory = self.training
+        options = self.options
+        if options["gather_distributed"] and world_size(options["process_group"]) > 1:
+            # Gathered here, since every rank has to enqueue the rows of all for their memories to stay the same.
+            check_tensors(embeddings, labels, None, None, None, sample_weight, options["ignore_index"])
+            group = options["process_group"]
+            embeddings, labels, sample_weight = gather_batch(embeddings, labels, sample_weight, group)
+            options = options | {"gather_distributed": False}
+        prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
+        loss = supervised_prototypical_contrastive_loss(
+            embeddings,
+            labels,
+            prototypes,
+            prototype_mask=exists,
+            class_weights=self.class_weights,
+            sample_weight=sample_weight,
+            **options,
+        )
+        if update_memory:  # only now, so that a batch that is rejected changes nothing
+            self.memory.draws.add_(1)
+            self.memory._enqueue(embeddings, labels)
+        return loss
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none."""
+        check_floating("embeddings", embeddings, ("N", self.memory.embedding_dim))
+        centroids, exists = self.memory.centroids()
+        dtype = computed_dtype(embeddings)
+        with full_precision(embeddings.device.type):
+            scores = unit_rows(embeddings.to(dtype)) @ unit_rows(centroids.to(dtype)).T
+            if self.options["similarity"] == "shifted_cosine":
+                scores = (1 + scores) / 2
+            temperature: float = self.options["temperature"]
+            return (scores / temperature).masked_fill(~exists, -math.inf)
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """Class of the centroid nearest in angle to each of the embeddings (N, D): (N,) int64."""
+        return self.logits(embeddings).argmax(dim=1)
+
+    def extra_repr(self) -> str:
+        """The settings, for `repr`."""
+        shown = ("temperature", "similarity", "positives", "contrast", "easy_threshold", "gather_distributed")
+        return ", ".join(f"{name}={self.options[name]!r}" for name in shown)
