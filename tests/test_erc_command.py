@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import erc_tiny
-from erc import command, data, training
+from erc import command, training
+from erc.iemocap import IEMOCAP
+from erc.meld import MELD
 from erc.run_folder import RunFolder
 from erc.settings import Settings
 
@@ -22,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def nowhere(tmp_path, monkeypatch):
     monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "MELD_URL", "http://127.0.0.1:9")
+    monkeypatch.setitem(MELD.__dict__, "url", "http://127.0.0.1:9")
     return tmp_path
 
 
@@ -54,7 +56,8 @@ def test_or_practice_says_so_and_goes_on(nowhere, capsys, trained):
     assert trained[0][1] == trained[0][0].dataset == "practice corpus"
     captured = capsys.readouterr()
     assert "uses the practice corpus instead; its scores say nothing about MELD" in captured.err
-    assert captured.out.startswith("practice corpus: 2400 dialogues")
+    assert captured.out.startswith("practice corpus: train to learn from")
+    assert captured.out.splitlines()[2].split()[:2] == ["train", "2400"]
 
 
 def test_ctrl_c_names_the_way_to_continue(nowhere, capsys, trained):
@@ -64,7 +67,7 @@ def test_ctrl_c_names_the_way_to_continue(nowhere, capsys, trained):
 
 
 def test_a_malformed_file_is_one_line_and_exit_code_2(nowhere, capsys):
-    for name in data.MELD_SHA256:
+    for name in MELD.files:
         (nowhere / name).write_text("Utterance,Speaker,Dialogue_ID,Utterance_ID\nHi,Ann,0,0\n", encoding="utf-8")
     assert command.main("MELD", None, ["--data-dir", str(nowhere), "--output", str(nowhere / "run")]) == 2
     error = capsys.readouterr().err
@@ -84,6 +87,24 @@ def test_presets_and_options_make_the_settings(nowhere, trained):
     settings, _, output, flags = trained[0]
     assert (settings.max_length, settings.seed, settings.repeat_turn) == (256, 4, True)
     assert (output, flags) == (nowhere / "run", {"resume": False, "overwrite": False})
+
+
+def test_another_split_than_the_published_one_is_said(nowhere, capsys, trained):
+    header = "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n"
+    for name in MELD.files:
+        (nowhere / name).write_text(header + "Hi.,Ann,joy,0,0\n", encoding="utf-8")
+    command.main("MELD", None, ["--data-dir", str(nowhere), "--output", str(nowhere / "run")])
+    assert "not the published splits: train has 1 dialogues, published 1038" in capsys.readouterr().err
+
+
+def test_a_dataset_may_change_a_preset(nowhere, trained):
+    turn = {"text": "Hi.", "speaker": "a", "label": "neu"}
+    for name in IEMOCAP.files:
+        (nowhere / name).write_text(json.dumps([[turn]]), encoding="utf-8")
+    options = ["--data-dir", str(nowhere), "--output", str(nowhere / "run"), "--preset", "cpu", "--warmup", "7"]
+    command.main("IEMOCAP", None, options)
+    settings, name, *_ = trained[0]
+    assert (name, settings.dataset, settings.context_turns, settings.warmup) == ("IEMOCAP", "IEMOCAP", 8, 7)
 
 
 def test_resuming_takes_settings_and_corpus_from_the_folder(nowhere, trained):

@@ -1,17 +1,18 @@
-"""MELD's files: reading them, finding them, fetching them."""
+"""The datasets' files: reading them, finding them, fetching them."""
 
 import hashlib
 import http.server
+import json
 import os
 import threading
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from erc import data
-from erc.dialogues import InputError
+from erc import data, emorynlp, iemocap, sources
+from erc.dialogues import Corpus, Dialogue, InputError, Turn, plain_quotes
+from erc.meld import LABELS, MELD, load_meld, read_meld_csv
 
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
 ROWS = '1,"Hello, you",Ann,neutral,neutral,0,0\n2,Hi.,Ben,Joy,positive,0,2\n3,Go!,Ann,anger,negative,7,0\n'
@@ -24,7 +25,7 @@ def write(folder: Path, content: str | bytes) -> Path:
 
 
 def test_rows_become_dialogues(tmp_path):
-    first, second = data.read_meld_csv(write(tmp_path, HEADER + ROWS))
+    first, second = read_meld_csv(write(tmp_path, HEADER + ROWS))
     assert [(turn.id, turn.speaker, turn.text, turn.label) for turn in first.turns] == [
         ("0", "Ann", "Hello, you", 0),
         ("2", "Ben", "Hi.", 1),
@@ -34,17 +35,17 @@ def test_rows_become_dialogues(tmp_path):
 
 def test_turns_follow_their_numbers_not_their_lines(tmp_path):
     rows = "1,b,Ann,joy,positive,0,5\n2,a,Ann,joy,positive,0,3\n"
-    (dialogue,) = data.read_meld_csv(write(tmp_path, HEADER + rows))
+    (dialogue,) = read_meld_csv(write(tmp_path, HEADER + rows))
     assert [turn.text for turn in dialogue.turns] == ["a", "b"]
 
 
 def test_byte_order_mark_and_blank_lines_are_no_fault(tmp_path):
     path = write(tmp_path, b"\xef\xbb\xbf" + (HEADER + ROWS + "\n").encode())
-    assert len(data.read_meld_csv(path)) == 2
+    assert len(read_meld_csv(path)) == 2
 
 
 def test_quotes_become_plain():
-    assert data.plain_quotes(' \u201cIt\u2019s \u2018so\u2019 "good"\u201d ') == "It's 'so' good"
+    assert plain_quotes(' \u201cIt\u2019s \u2018so\u2019 "good"\u201d ') == "It's 'so' good"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_quotes_become_plain():
 def test_a_fault_is_named_by_file_line_and_column(tmp_path, content, place):
     path = write(tmp_path, content)
     with pytest.raises(InputError) as caught:
-        data.read_meld_csv(path)
+        read_meld_csv(path)
     assert str(path) in str(caught.value)
     assert place in str(caught.value)
 
@@ -77,25 +78,31 @@ def nowhere(tmp_path, monkeypatch):
     """No data on this machine, and a closed port instead of the internet."""
     monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "MELD_URL", "http://127.0.0.1:9")
+    use(monkeypatch, url="http://127.0.0.1:9")
     return tmp_path
+
+
+def use(monkeypatch, **changes):
+    """Changes what is known of MELD's files."""
+    for name, value in changes.items():
+        monkeypatch.setitem(MELD.__dict__, name, value)
 
 
 def fill(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    for name in data.MELD_SHA256:
+    for name in MELD.files:
         (folder / name).write_text(HEADER + ROWS, encoding="utf-8")
     return folder
 
 
 def test_places_are_searched_in_order(nowhere, monkeypatch):
     cache = fill(nowhere / "cache" / "spcl-loss" / "meld")
-    assert data.find_meld() == cache
+    assert sources.locate(MELD) == cache
     shared = fill(nowhere / "shared" / "meld")
     monkeypatch.setenv("SPCL_DATA_DIR", str(shared.parent))
-    assert data.find_meld() == shared
+    assert sources.locate(MELD) == shared
     own = fill(nowhere / "own")
-    assert data.find_meld(own) == own
+    assert sources.locate(MELD, own) == own
     assert data.load_corpus("MELD", own).name == "MELD"
 
 
@@ -103,12 +110,12 @@ def test_a_named_folder_must_hold_the_files(nowhere):
     fill(nowhere / "cache" / "spcl-loss" / "meld")
     (nowhere / "empty").mkdir()
     with pytest.raises(data.NoDataError, match=r"empty lacks train_sent_emo\.csv"):
-        data.find_meld(nowhere / "empty")
+        sources.locate(MELD, nowhere / "empty")
 
 
 def test_without_data_and_network_one_sentence_says_what_to_do(nowhere):
     with pytest.raises(data.NoDataError) as caught:
-        data.find_meld()
+        sources.locate(MELD)
     message = str(caught.value)
     for part in (
         "train_sent_emo.csv",
@@ -147,39 +154,187 @@ def server(tmp_path):
 
 def test_download_fills_the_cache(nowhere, monkeypatch, server):
     folder, url = server
-    for name in data.MELD_SHA256:
+    for name in MELD.files:
         (folder / name).write_text(HEADER + ROWS + f"4,{name},Ann,fear,negative,8,0\n", encoding="utf-8")
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in data.MELD_SHA256}
-    monkeypatch.setattr(data, "MELD_SHA256", sums)
-    monkeypatch.setattr(data, "MELD_URL", url)
-    assert data.find_meld() == nowhere / "cache" / "spcl-loss" / "meld"
-    assert len(data.load_meld().train) == 3
-    monkeypatch.setattr(data, "MELD_URL", "http://127.0.0.1:9")
-    assert len(data.load_meld().test) == 3  # from the cache
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in MELD.files}
+    use(monkeypatch, files=sums, url=url)
+    assert sources.locate(MELD) == nowhere / "cache" / "spcl-loss" / "meld"
+    assert len(load_meld().train) == 3
+    use(monkeypatch, url="http://127.0.0.1:9")
+    assert len(load_meld().test) == 3  # from the cache
 
 
 def test_a_wrong_checksum_leaves_no_file(nowhere, monkeypatch, server):
     folder, url = server
     fill(folder / "x")
-    monkeypatch.setattr(data, "MELD_URL", f"{url}/x")
-    with pytest.raises(data.NoDataError, match="has sha256"):
-        data.find_meld()
+    use(monkeypatch, url=f"{url}/x")
+    with pytest.raises(data.NoDataError, match="has the checksum"):
+        sources.locate(MELD)
     assert [path for path in (nowhere / "cache").rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.skipif(
-    not (Path(os.environ.get("SPCL_DATA_DIR", "/nonexistent")) / "meld").is_dir(),
-    reason="SPCL_DATA_DIR names no folder with MELD",
+def test_a_short_checksum_is_a_git_object_id():
+    # git's own documentation of object ids hashes this line
+    assert sources.checksum(b"what is up, doc?", "0" * 40) == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
+    assert sources.checksum(b"", "0" * 64) == hashlib.sha256(b"").hexdigest()
+
+
+def in_json(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def utterance(name: str, emotion: str, *speakers: str) -> dict[str, object]:
+    return {"utterance_id": name, "speakers": speakers, "transcript": 'It\u2019s "me".', "emotion": emotion}
+
+
+def test_emorynlp_scenes_become_dialogues(tmp_path):
+    scenes = [{"scene_id": "c1", "utterances": [utterance("u1", "Joyful", "Ann Bee"), utterance("u3", "Mad", "#ALL#")]}]
+    content = {"episodes": [{"scenes": scenes}, {"scenes": [{"scene_id": "c2", "utterances": []}]}]}
+    first, second = emorynlp.read_emorynlp_json(in_json(tmp_path / "x.json", content))
+    assert [(turn.id, turn.speaker, turn.text, turn.label) for turn in first.turns] == [
+        ("u1", "Ann", "It's me.", 1),
+        ("u3", "All", "It's me.", 3),
+    ]
+    assert (first.id, second.id) == ("c1", "c2")
+
+
+@pytest.mark.parametrize(
+    ("speakers", "name"),
+    [
+        (["Carol Willick", "Susan Bunch"], "Carol and Susan"),
+        (["Mr. Geller"], "Mr. Geller"),
+        (["Jean-Claude Van Damme"], "Jean-Claude Van Damme"),
+        (["Ryan"], "Ryan"),
+        (["#OTHER#"], "Other"),
+        ([], "Somebody"),
+    ],
 )
-def test_meld_itself():
-    meld = data.load_meld()
-    assert [len(split) for split in (meld.train, meld.dev, meld.test)] == [1038, 114, 280]
-    turns = [turn for dialogue in meld.train for turn in dialogue.turns]
-    assert len(turns) == 9989
-    assert sum(len(dialogue.turns) for dialogue in meld.test) == 2610
-    counts = Counter(meld.labels[turn.label] for turn in turns)
-    assert counts == {
-        "neutral": 4710, "joy": 1743, "surprise": 1205, "anger": 1109, "sadness": 683, "disgust": 271, "fear": 268,
-    }  # fmt: skip
-    assert "60" not in {dialogue.id for dialogue in meld.train}
+def test_speakers_go_by_first_names(speakers, name):
+    assert emorynlp.speaker_name(speakers) == name
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ({}, 'top: expected an object with "episodes"'),
+        ({"episodes": 3}, "episodes: expected a list"),
+        (
+            {"episodes": [{"scenes": [{"scene_id": 1, "utterances": []}]}]},
+            "episodes[0].scenes[0].scene_id: expected text",
+        ),
+        (
+            {"episodes": [{"scenes": [{"scene_id": "c", "utterances": [utterance("u", "Hope", "A")]}]}]},
+            "scenes[0].utterances[0].emotion: 'Hope' is none of neutral",
+        ),
+        ({"episodes": []}, "no scenes"),
+    ],
+)
+def test_a_fault_in_emorynlp_is_named_by_its_place(tmp_path, content, place):
+    path = in_json(tmp_path / "x.json", content)
+    with pytest.raises(InputError) as caught:
+        emorynlp.read_emorynlp_json(path)
+    assert str(path) in str(caught.value)
+    assert place in str(caught.value)
+
+
+def test_broken_json_names_the_file(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'{"episodes": [')
+    with pytest.raises(InputError, match=r"x\.json: not readable as JSON"):
+        emorynlp.read_emorynlp_json(tmp_path / "x.json")
+
+
+def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
+    header = "Utterance,Speaker,Emotion,Scene_ID,Utterance_ID,Season,Episode,Start_Time,End_Time\n"
+    rows = (
+        "Hi.,['Ann Bee'],Joyful,4,3,1,2,0,0\nWell,\"['Ben', 'Cleo Day']\",Mad,4,1,1,2,0,0\nOh,['Ben'],Sad,4,1,2,2,0,0\n"
+    )
+    for name in emorynlp.REDUCED_FILES:
+        (tmp_path / name).write_text(header + rows, encoding="utf-8")
+    corpus = data.load_corpus("EmoryNLP", tmp_path)
+    assert corpus.name == "EmoryNLP (reduced release)"
+    assert [dialogue.id for dialogue in corpus.test] == ["s01_e02_c04", "s02_e02_c04"]
+    assert [(turn.id, turn.speaker, turn.label) for turn in corpus.test[0].turns] == [
+        ("1", "Ben and Cleo", 3),
+        ("3", "Ann", 1),
+    ]
+    assert data.load_corpus(corpus.name, tmp_path) == corpus  # as --resume asks for it
+
+
+def test_the_reduced_release_is_known_by_its_size_in_the_full_ones_format(tmp_path):
+    for name in emorynlp.EMORYNLP.files:
+        utterances = [utterance(str(i), "Neutral", "Ann") for i in range(984)]
+        in_json(tmp_path / name, {"episodes": [{"scenes": [{"scene_id": "c", "utterances": utterances}]}]})
+    assert data.load_corpus("EmoryNLP", tmp_path).name == "EmoryNLP (reduced release)"
+
+
+def test_a_field_that_is_no_list_of_speakers_is_named(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(",".join(emorynlp.REDUCED_COLUMNS) + "\nHi.,Ann Bee,Mad,1,1,1,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2, column Speaker: 'Ann Bee' is not a list of names"):
+        emorynlp.read_reduced_csv(path)
+
+
+def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
+    turns = [
+        {"text": "Well [LAUGHTER]-  yes.", "speaker": "Ses05F_impro01_M"},
+        {"text": "[BREATHING]", "speaker": "Ses05F_impro01_F", "label": "exc"},
+        {"text": "No.", "speaker": "Ses05F_impro01_M", "label": "neu"},
+    ]
+    (dialogue,) = iemocap.read_iemocap_json(in_json(tmp_path / "x.json", [turns]))
+    first, second = iemocap.NEUTRAL_NAMES[:2]
+    assert [(turn.speaker, turn.text, turn.label) for turn in dialogue.turns] == [
+        (first, "Well - yes.", None),
+        (second, "", 4),
+        (first, "No.", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ([], "no dialogues"),
+        ([[{"text": "a", "speaker": "b", "label": "dis"}]], "[0][0].label: 'dis' is none of neu"),
+        ([[{"text": "a"}]], '[0][0]: expected an object with "speaker"'),
+        ([[{"text": "a", "speaker": str(i)} for i in range(11)]], "[0][10].speaker: more than 10 speakers"),
+    ],
+)
+def test_a_fault_in_iemocap_is_named_by_its_place(tmp_path, content, place):
+    with pytest.raises(InputError) as caught:
+        iemocap.read_iemocap_json(in_json(tmp_path / "x.json", content))
+    assert place in str(caught.value)
+
+
+def test_without_iemocap_the_error_says_how_to_obtain_it(nowhere):
+    with pytest.raises(data.NoDataError) as caught:
+        data.load_corpus("IEMOCAP")
+    for part in ("licence", "sail.usc.edu", "train_data.json", "--data-dir", str(nowhere / "cache")):
+        assert part in str(caught.value)
+
+
+def test_sizes_are_counted_and_compared():
+    dialogue = Dialogue("0", (Turn("0", "Ann", "Hi.", 1), Turn("1", "Ben", "Oh.", None)))
+    corpus = Corpus("MELD", LABELS, (dialogue, dialogue), (dialogue,), ())
+    assert data.counts(corpus, "train") == (2, 4, (0, 2, 0, 0, 0, 0, 0))
+    assert [line.split()[:6] for line in data.split_table(corpus).splitlines()] == [
+        ["dialogues", "turns", "labelled", "neutral", "joy", "surprise"],
+        ["train", "2", "4", "2", "0", "2"],
+        ["dev", "1", "2", "1", "0", "1"],
+        ["test", "0", "0", "0", "0", "0"],
+    ]
+    assert data.departures(corpus)[:2] == ["train has 2 dialogues, published 1038", "train has 4 turns, published 9989"]
+    assert "dev has 1 joy turns, published 163" in data.departures(corpus)
+    assert data.departures(Corpus("tiny", ("calm",), (), (), ())) == []
+
+
+@pytest.mark.parametrize("name", ["MELD", "EmoryNLP", "IEMOCAP"])
+def test_the_dataset_itself_has_the_published_sizes(name):
+    folder = Path(os.environ.get("SPCL_DATA_DIR", "/nonexistent")) / name.lower()
+    if not folder.is_dir():
+        pytest.skip(f"SPCL_DATA_DIR names no folder with {name}")
+    corpus = data.load_corpus(name)
+    assert corpus.name == name
+    assert data.departures(corpus) == []
+    turns = [turn for split in (corpus.train, corpus.dev, corpus.test) for dialogue in split for turn in dialogue.turns]
     assert not any(quote in turn.text for turn in turns for quote in '\u2018\u2019\u201c\u201d"')
+    assert not any("Ses0" in turn.speaker or "[" in turn.text for turn in turns if name == "IEMOCAP")

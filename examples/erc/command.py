@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .data import NoDataError, load_corpus
+from .data import NoDataError, departures, load_corpus, split_table
 from .dialogues import Corpus, InputError
 from .practice import PRACTICE
 from .run_folder import RunFolder
-from .settings import PRESETS, Settings, add_options, given
+from .settings import PRESETS, Settings, add_options, given, preset
 
 
 def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -66,11 +66,10 @@ def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
 
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
-        print(
-            f"{corpus.name}: {len(corpus.train)} dialogues to train on, {len(corpus.dev)} to select by, "
-            f"{len(corpus.test)} to test on; results in {output}",
-            flush=True,
-        )
+        print(f"{corpus.name}: train to learn from, dev to select by, test to score once; results in {output}")
+        print(split_table(corpus), flush=True)
+        if different := departures(corpus):
+            print(f"warning: these are not the published splits: {'; '.join(different)}", file=sys.stderr)
     result = train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
     if main_process:
         print(f"\n{result_table(result)}\n\nresults in {output}", flush=True)
@@ -95,7 +94,7 @@ def _settings(dataset: str, stored: Settings | None, arguments: argparse.Namespa
     try:
         if stored is not None and arguments.preset is None:
             return replace(stored, dataset=dataset, **given(arguments))
-        return Settings(dataset=dataset, **PRESETS[arguments.preset or _default_preset()] | given(arguments))
+        return Settings(dataset=dataset, **preset(arguments.preset or _default_preset(), dataset) | given(arguments))
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -1,176 +1,91 @@
-"""The corpora by name; and MELD (Poria et al., ACL 2019): where its files are found, how they become dialogues."""
+"""The corpora by name, and their sizes beside the published ones."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from .dialogues import Corpus, Dialogue, InputError, Turn
+from .dialogues import Corpus, InputError
+from .emorynlp import NAME as EMORYNLP
+from .emorynlp import REDUCED_NAME as EMORYNLP_REDUCED
+from .emorynlp import load_emorynlp
+from .iemocap import NAME as IEMOCAP
+from .iemocap import load_iemocap
+from .meld import load_meld
 from .practice import PRACTICE, practice_corpus
+from .sources import NoDataError
 
-MELD_URL = "https://raw.githubusercontent.com/declare-lab/MELD/master/data/MELD"
-MELD_SHA256 = {
-    "train_sent_emo.csv": "d2fa2d6529cf03cac2989efec05c9b27d8fd2f4c8fc5974c7ae88aa537fa02db",
-    "dev_sent_emo.csv": "2e89c6f8aa182d6f62f8c6331aece905ac7273ca4999660bfb5213e1d0370c1c",
-    "test_sent_emo.csv": "8d37103938f7067600839fe29d5a114a6cd1bcdafb75bec101e06464c5006888",
+__all__ = ["DATASETS", "NoDataError", "departures", "load_corpus", "split_table"]
+
+DATASETS: dict[str, Callable[[str | Path | None], Corpus]] = {
+    "MELD": load_meld, IEMOCAP: load_iemocap, EMORYNLP: load_emorynlp, EMORYNLP_REDUCED: load_emorynlp,
+}  # fmt: skip
+
+# Of each split: dialogues, turns, labelled turns by class in the order of the corpus's labels. MELD and EmoryNLP: the
+# READMEs of their repositories (MELD's counts 1039 training dialogues, of which number 60 is in none of its files),
+# the reduced EmoryNLP by counting its files. IEMOCAP: the text release of the SPCL authors, by counting; papers that
+# quote 5810 and 1623 utterances use other versions of the transcripts.
+PUBLISHED: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {
+    "MELD": {
+        "train": (1038, 9989, (4710, 1743, 1205, 1109, 683, 271, 268)),
+        "dev": (114, 1109, (470, 163, 150, 153, 111, 22, 40)),
+        "test": (280, 2610, (1256, 402, 281, 345, 208, 68, 50)),
+    },
+    EMORYNLP: {
+        "train": (713, 9934, (3034, 2184, 1285, 1076, 900, 784, 671)),
+        "dev": (99, 1344, (393, 289, 178, 143, 132, 134, 75)),
+        "test": (85, 1328, (349, 282, 182, 113, 159, 145, 98)),
+    },
+    EMORYNLP_REDUCED: {
+        "train": (659, 7551, (2485, 1677, 941, 785, 638, 551, 474)),
+        "dev": (89, 954, (322, 205, 127, 97, 82, 70, 51)),
+        "test": (79, 984, (288, 217, 116, 86, 111, 96, 70)),
+    },
+    IEMOCAP: {
+        "train": (100, 6490, (1167, 1149, 739, 711, 620, 392)),
+        "dev": (20, 1401, (157, 319, 100, 222, 122, 60)),
+        "test": (31, 2196, (384, 381, 245, 170, 299, 143)),
+    },
 }
-MELD_LABELS = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
-MELD_COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-
-
-class NoDataError(InputError):
-    """The dataset is neither on this machine nor to be downloaded."""
 
 
 def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
     """A corpus by its name; `data_dir` as in its loader."""
     if name == PRACTICE:
         return practice_corpus()
-    if name == "MELD":
-        return load_meld(data_dir)
-    raise InputError(f"the corpus must be MELD or {PRACTICE}; received {name!r}")
+    if name not in DATASETS:
+        raise InputError(f"the corpus must be one of {', '.join([*DATASETS, PRACTICE])}; received {name!r}")
+    return DATASETS[name](data_dir)
 
 
-def load_meld(data_dir: str | Path | None = None) -> Corpus:
-    """MELD from `data_dir`, else from `find_meld`'s places."""
-    folder = find_meld(data_dir)
-    splits = {name.split("_")[0]: read_meld_csv(folder / name) for name in MELD_SHA256}
-    return Corpus("MELD", MELD_LABELS, **splits)
+def counts(corpus: Corpus, split: str) -> tuple[int, int, tuple[int, ...]]:
+    """Dialogues, turns, labelled turns by class."""
+    dialogues = getattr(corpus, split)
+    labels = Counter(turn.label for dialogue in dialogues for turn in dialogue.turns)
+    return len(dialogues), sum(labels.values()), tuple(labels[label] for label in range(len(corpus.labels)))
 
 
-def find_meld(data_dir: str | Path | None = None) -> Path:
-    """The folder with MELD's three CSV files.
-
-    `data_dir` if given (then nowhere else is looked), `$SPCL_DATA_DIR/meld`, the user's cache, a download into it.
-    """
-    if data_dir is not None:
-        missing = _missing(Path(data_dir))
-        if missing:
-            raise NoDataError(f"{data_dir} lacks {', '.join(missing)}: --data-dir must name the folder that holds them")
-        return Path(data_dir)
-    cache = cache_folder() / "meld"
-    places = [cache]
-    if os.environ.get("SPCL_DATA_DIR"):
-        places.insert(0, Path(os.environ["SPCL_DATA_DIR"]) / "meld")
-    for place in places:
-        if not _missing(place):
-            return place
-    try:
-        for name, sha256 in MELD_SHA256.items():
-            download(f"{MELD_URL}/{name}", cache / name, sha256)
-    except OSError as error:
-        raise NoDataError(
-            f"MELD is not on this machine and could not be downloaded ({_reason(error)}): put {', '.join(MELD_SHA256)} "
-            f"from https://github.com/declare-lab/MELD (folder data/MELD) into {cache}, or name their folder with "
-            "--data-dir, or run with --practice, which needs no data."
-        ) from error
-    return cache
+def split_table(corpus: Corpus) -> str:
+    """The sizes of the splits as a table of text."""
+    rows = [("", "dialogues", "turns", "labelled", *corpus.labels)]
+    for split in ("train", "dev", "test"):
+        dialogues, turns, classes = counts(corpus, split)
+        rows.append((split, *(str(number) for number in (dialogues, turns, sum(classes), *classes))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/spcl-loss`, by default `~/.cache/spcl-loss`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spcl-loss"
-
-
-def download(url: str, target: Path, sha256: str) -> None:
-    """Fetch `url` to `target`, which appears only when it is whole and its checksum right."""
-    from tqdm import tqdm
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    digest = hashlib.sha256()
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response, partial.open("wb") as file:
-            length = response.headers.get("Content-Length")
-            total = int(length) if length else None
-            with tqdm(total=total, desc=target.name, unit="B", unit_scale=True) as progress:
-                while block := response.read(1 << 16):
-                    file.write(block)
-                    digest.update(block)
-                    progress.update(len(block))
-        if digest.hexdigest() != sha256:
-            raise OSError(f"{url} has sha256 {digest.hexdigest()}, expected {sha256}")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_meld_csv(path: Path) -> tuple[Dialogue, ...]:
-    """One split's dialogues; a fault in the file is an InputError that names file, line and column."""
-    dialogues: dict[str, dict[int, Turn]] = {}
-    for line, row in _rows(path):
-        dialogue = str(_whole_number(path, line, row, "Dialogue_ID"))
-        position = _whole_number(path, line, row, "Utterance_ID")
-        turns = dialogues.setdefault(dialogue, {})
-        if position in turns:
-            raise _fault(path, line, "Utterance_ID", f"{position} occurs twice in dialogue {dialogue}")
-        emotion = row["Emotion"].strip().lower()
-        if emotion not in MELD_LABELS:
-            raise _fault(path, line, "Emotion", f"{row['Emotion']!r} is none of {', '.join(MELD_LABELS)}")
-        text, speaker = plain_quotes(row["Utterance"]), plain_quotes(row["Speaker"])
-        turns[position] = Turn(str(position), speaker, text, MELD_LABELS.index(emotion))
-    # Utterance_ID has gaps in some dialogues but always gives the spoken order.
-    return tuple(Dialogue(name, tuple(turns[i] for i in sorted(turns))) for name, turns in dialogues.items())
-
-
-def plain_quotes(text: str) -> str:
-    """Curly apostrophes become straight ones and double quotes go, as in the SPCL authors' preprocessing."""
-    return text.translate({0x2018: "'", 0x2019: "'", 0x201C: None, 0x201D: None, 0x22: None}).strip()
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    # surrogateescape carries undecodable bytes as far as the field they are in, so that its column can be named
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for fields in reader:
-            if header is None:
-                header = fields
-                for column in MELD_COLUMNS:
-                    if column not in header:
-                        raise _fault(path, line, column, f"missing; the columns are {', '.join(header)}")
-            elif fields:
-                yield line, _row(path, line, header, fields)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}, line {line}: not readable as CSV ({error})") from error
-    if line <= 2:
-        raise InputError(f"{path}, line {line}: no utterances; expected the columns {', '.join(MELD_COLUMNS)}")
-
-
-def _row(path: Path, line: int, header: list[str], fields: list[str]) -> dict[str, str]:
-    if len(fields) != len(header):
-        column = header[len(fields)] if len(fields) < len(header) else f"{len(header) + 1}"
-        raise _fault(path, line, column, f"the row has {len(fields)} fields, the header {len(header)}")
-    row = dict(zip(header, fields, strict=True))
-    for column in MELD_COLUMNS:
-        if any(0xDC80 <= ord(character) <= 0xDCFF for character in row[column]):
-            raise _fault(path, line, column, "not UTF-8; save the file with that encoding")
-    return row
-
-
-def _whole_number(path: Path, line: int, row: dict[str, str], column: str) -> int:
-    try:
-        return int(row[column])
-    except ValueError:
-        raise _fault(path, line, column, f"{row[column]!r} is not a whole number") from None
-
-
-def _fault(path: Path, line: int, column: str, what: str) -> InputError:
-    return InputError(f"{path}, line {line}, column {column}: {what}")
-
-
-def _missing(folder: Path) -> list[str]:
-    return [name for name in MELD_SHA256 if not (folder / name).is_file()]
-
-
-def _reason(error: OSError) -> str:
-    return str(error.reason) if isinstance(error, urllib.error.URLError) else str(error)
+def departures(corpus: Corpus) -> list[str]:
+    """In what the splits differ from the published ones; nothing where none are published."""
+    found = []
+    for split, published in PUBLISHED.get(corpus.name, {}).items():
+        what = ("dialogues", "turns", *(f"{label} turns" for label in corpus.labels))
+        (*sizes, classes), (*other_sizes, other_classes) = counts(corpus, split), published
+        for name, one, other in zip(what, (*sizes, *classes), (*other_sizes, *other_classes), strict=True):
+            if one != other:
+                found.append(f"{split} has {one} {name}, published {other}")
+    return found
