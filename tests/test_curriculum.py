@@ -1,5 +1,6 @@
 """Difficulty and sampler: golden numbers, exactness of the draws, statistics of inclusion."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,163 @@ class TestState:
         assert list(restored) == list(original)
 
 
+def epochs(curriculum):
+    """What a training that calls set_epoch sees, epoch by epoch, from where the sampler stands."""
+    for epoch in range(curriculum.epoch, curriculum.num_epochs):
+        curriculum.set_epoch(epoch)
+        yield list(curriculum)
+
+
+def saved(state, tmp_path):
+    torch.save(state, tmp_path / "sampler.pt")
+    return torch.load(tmp_path / "sampler.pt", weights_only=True)
+
+
+class TestResume:
+    @each_draw
+    @pytest.mark.parametrize("shuffle", [True, False])
+    @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 7), (2, 13), (3, "last")])
+    def test_a_plain_loop_goes_on_with_the_next_sample(self, draw, shuffle, epoch, step, tmp_path):
+        options = {"draw": draw, "shuffle": shuffle}
+        expected = list(epochs(sampler(**options)))
+        step = len(expected[epoch]) if step == "last" else step
+        first = sampler(**options)
+        first.set_epoch(epoch)
+        iterator = iter(first)
+        assert [next(iterator) for _ in range(step)] == expected[epoch][:step]
+        second = sampler(**options, seed=9)
+        second.load_state_dict(saved(first.state_dict(), tmp_path))
+        assert list(epochs(second)) == [expected[epoch][step:], *expected[epoch + 1 :]]
+
+    def test_scores_observed_before_the_interruption_wait_for_the_next_epoch(self, tmp_path):
+        def observe(curriculum):
+            generator = torch.Generator().manual_seed(1)
+            rows = torch.randn(101, 3, generator=generator), torch.arange(101) % 2
+            curriculum.observe(torch.arange(101), *rows, torch.eye(2, 3))
+
+        whole, first, second = sampler(), sampler(), sampler()
+        whole.set_epoch(1)
+        expected = list(whole)
+        observe(whole)
+        whole.set_epoch(2)
+
+        first.set_epoch(1)
+        iterator = iter(first)
+        seen = [next(iterator) for _ in range(20)]
+        observe(first)
+        second.load_state_dict(saved(first.state_dict(), tmp_path))
+        second.set_epoch(1)
+        assert seen + list(second) == expected
+        second.set_epoch(2)
+        assert list(second) == list(whole)
+
+    def test_the_position_is_what_the_training_used_where_a_loader_reads_ahead(self):
+        first, second = sampler(), sampler()
+        iterator = iter(first)
+        handed_out = [next(iterator) for _ in range(30)]
+        second.load_state_dict(first.state_dict(position=8))
+        assert list(second)[:22] == handed_out[8:]
+
+    @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 2)])
+    def test_another_number_of_ranks_sees_no_sample_twice(self, before, after):
+        old = [sampler(num_replicas=before, rank=rank) for rank in range(before)]
+        iterators = [iter(curriculum) for curriculum in old]
+        seen = [next(iterator) for iterator in iterators for _ in range(7)]
+        states = [curriculum.state_dict() for curriculum in old]
+        assert all(state["position"] == states[0]["position"] for state in states)
+        new = [sampler(num_replicas=after, rank=rank) for rank in range(after)]
+        for curriculum in new:
+            curriculum.load_state_dict(states[-1])
+        rest = [list(curriculum) for curriculum in new]
+        assert len({len(part) for part in rest}) == 1
+        together = seen + [index for part in rest for index in part]
+        assert len(set(together)) == len(together) > 50 - before - after - 1
+
+    def test_iterators_dropped_unused_move_nothing(self):
+        """Loaders make some: torch's with workers makes two an epoch."""
+        curriculum, expected = sampler(), list(sampler())
+        iterator = iter(curriculum)
+        next(iterator)
+        state = curriculum.state_dict()
+        iter(curriculum), iter(curriculum)
+        assert curriculum.state_dict()["position"] == 1
+        resumed = sampler()
+        resumed.load_state_dict(state)
+        iter(resumed), iter(resumed)
+        assert list(resumed) == expected[1:]
+
+    def test_a_finished_epoch_is_followed_by_a_whole_one(self):
+        first, second = sampler(), sampler()
+        first.set_epoch(1)
+        list(first)
+        second.load_state_dict(first.state_dict())
+        assert list(second) == []
+        second.set_epoch(2)
+        assert len(list(second)) == 50
+
+    def test_new_scores_begin_the_epoch_anew(self):
+        first, second = sampler(), sampler()
+        next(iter(first))
+        second.load_state_dict(first.state_dict())
+        second.set_epoch(0, first.difficulty)
+        assert list(second) == list(sampler())
+
+    def test_looking_at_the_indices_is_no_iteration(self):
+        curriculum = sampler(num_replicas=2, rank=1)
+        looked = curriculum.indices.tolist()
+        assert curriculum.indices.dtype == torch.int64
+        assert curriculum.state_dict()["position"] == 0
+        assert looked == list(curriculum)
+
+    @pytest.mark.parametrize("observed", [False, True])
+    def test_the_state_is_the_scores_and_little_else(self, observed):
+        curriculum = sampler(10_001, num_epochs=10_000)
+        curriculum.set_epoch(9_999)
+        if observed:
+            curriculum.observe(torch.tensor([5]), *ONE)
+        list(curriculum)
+        state = curriculum.state_dict()
+        scores = {name for name, value in state.items() if isinstance(value, torch.Tensor)}
+        assert scores == ({"difficulty", "drawn_from"} if observed else {"difficulty"})
+        assert all(state[name].shape == (10_001,) for name in scores)
+        assert len(pickle.dumps({name: value for name, value in state.items() if name not in scores})) < 100
+
+
+class TestWithoutSetEpoch:
+    def test_iterations_are_epochs_and_one_warning_says_so(self):
+        expected = list(epochs(sampler()))
+        curriculum = sampler()
+        assert list(curriculum) == expected[0]
+        with pytest.warns(UserWarning, match=r"sampler\.set_epoch\(epoch\)") as caught:
+            assert [list(curriculum) for _ in range(4)] == [*expected[1:], expected[-1]]
+        assert len(caught) == 1
+
+    def test_an_iteration_that_was_cut_short_counts(self):
+        curriculum = sampler()
+        for _ in zip(range(3), curriculum, strict=False):
+            pass
+        with pytest.warns(UserWarning, match="set_epoch"):
+            list(curriculum)
+        assert curriculum.epoch == 1
+
+    def test_no_advance_and_no_warning_where_set_epoch_is_called(self):
+        curriculum = sampler()
+        curriculum.set_epoch(0)
+        assert list(curriculum) == list(curriculum)
+
+    @pytest.mark.parametrize("step", [0, 20, 50])
+    def test_a_restored_sampler_goes_on_counting(self, step):
+        expected = list(epochs(sampler()))
+        first, second = sampler(), sampler()
+        iterator = iter(first)
+        for _ in range(step):
+            next(iterator)
+        second.load_state_dict(first.state_dict())
+        assert list(second) == expected[0][step:]
+        with pytest.warns(UserWarning, match="set_epoch"):
+            assert list(second) == expected[1]
+
+
 BAD_DIFFICULTY = {
     "embeddings of integers": (TypeError, "float", "int64", {"embeddings": torch.ones(4, 3, dtype=torch.long)}),
     "embeddings one-dimensional": (ValueError, "(n, D)", "(4,)", {"embeddings": torch.ones(4)}),
@@ -291,8 +449,14 @@ BAD_CALLS = {
     "indices no tensor": (TypeError, "tensor", "list", lambda s: s.observe([1], *ONE)),
     "state of another data set": (ValueError, "(101,)", "(7,)", lambda s: s.load_state_dict(sampler(7).state_dict())),
     "state of a longer training": (ValueError, "num_epochs=4", "8", lambda s: s.load_state_dict(late_state())),
+    "position negative": (ValueError, "position", "-3", lambda s: s.state_dict(position=-3)),
+    "state with a negative position": (ValueError, "position", "-1", lambda s: s.load_state_dict(bad_position())),
     "state of something else": (ValueError, "epoch", "without", lambda s: s.load_state_dict({"seed": 1})),
 }
+
+
+def bad_position():
+    return sampler(seed=1).state_dict() | {"position": -1}
 
 
 def late_state():

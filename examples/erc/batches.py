@@ -26,10 +26,14 @@ class RandomShareSampler(Sampler[int]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch = state["epoch"]
 
-    def __iter__(self) -> Iterator[int]:
+    @property
+    def indices(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         drawn = torch.randperm(self.size, generator=generator)[: self.count]
-        yield from drawn[self.rank : len(self) * self.num_replicas : self.num_replicas].tolist()
+        return drawn[self.rank : len(self) * self.num_replicas : self.num_replicas]
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.indices.tolist()
 
     def __len__(self) -> int:
         return self.count // self.num_replicas

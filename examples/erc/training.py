@@ -152,7 +152,7 @@ class Training:
             self.sampler.set_epoch(self.progress.epoch, difficulty)
         else:
             self.sampler.set_epoch(self.progress.epoch)
-        drawn = self.accelerator.gather(torch.tensor(list(self.sampler), device=self.accelerator.device)).cpu()
+        drawn = self.accelerator.gather(self.sampler.indices.to(self.accelerator.device)).cpu()
         self.progress.difficulty = difficulty_counts(difficulty, drawn)
         self._save()
 
@@ -183,7 +183,7 @@ class Training:
     def _epoch_batches(self) -> list[list[int]]:
         lengths = [len(sample.input_ids) for sample in self.samples]
         seed = (self.settings.seed * 1_000_003 + self.progress.epoch) * 4099 + self.accelerator.process_index
-        return length_buckets(list(self.sampler), lengths, self.settings.batch_size, seed)
+        return length_buckets(self.sampler.indices.tolist(), lengths, self.settings.batch_size, seed)
 
     def _loader(self, batches: list[list[int]]) -> Any:
         """Accelerate's loader moves batches to the device and knows the last one; each process has its own already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,7 +107,21 @@ class DifficultyCurriculumSampler(Sampler[int]):
     sample more, each is (n - 1)/n of the above. A single sample is always kept.
 
     Which samples an epoch holds is settled when it begins, by `set_epoch`: it depends on the difficulty at that moment,
-    the seed and the epoch alone.
+    the seed and the epoch alone. Where nobody calls `set_epoch`, every iteration after the first counts as the next
+    epoch, the last of them repeats, and a warning says so once.
+
+    An interrupted run goes on with the very sample at which it stopped. In a plain loop, save `state_dict()` after a
+    training step; in the new process
+
+        sampler.load_state_dict(state)
+        for epoch in range(sampler.epoch, num_epochs):
+            sampler.set_epoch(epoch)  # keeps the place in the epoch that was loaded
+            for batch in loader:  # what is left of it; then whole epochs
+
+    A loader that reads ahead (worker processes, Accelerate) has taken more samples than the training has used: save
+    `state_dict(position=...)` with the number used. torchdata's StatefulDataLoader does all this by itself with its own
+    state, with workers too. A loop that cuts an epoch's `indices` into batches, or skips batches, by itself needs no
+    position. Every rank may load the state of any rank, and of a run with another number of ranks.
 
     Args:
         difficulty: (n,) finite scores, such as `prototype_difficulty` gives; only their order matters.
@@ -157,16 +172,20 @@ class DifficultyCurriculumSampler(Sampler[int]):
         self.num_epochs, self.draw, self.shuffle, self.seed = num_epochs, draw, shuffle, seed
         self.num_replicas, self.rank = num_replicas, rank
         self.difficulty = _scores(difficulty)
-        self.set_epoch(0)
+        self._counts_iterations, self._may_warn = True, True
+        self._begin_epoch(0, self.difficulty.clone())
 
     def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
-        """Begins epoch `epoch` of 0 .. num_epochs - 1, with new scores (n,) if they are given."""
+        """Begins epoch `epoch` of 0 .. num_epochs - 1, with new scores (n,) if they are given.
+
+        The epoch that `load_state_dict` has taken up goes on, unless new scores are given.
+        """
         self._check_epoch(epoch)
         if difficulty is not None:
             self.difficulty = _scores(difficulty, self.difficulty.shape[0])
-        self.epoch = epoch
-        self._drawn_from = self.difficulty.clone()
-        self._indices = self._draw_epoch()
+        self._counts_iterations = self._may_warn = False
+        if difficulty is not None or epoch != self.epoch or self._resume_at is None:
+            self._begin_epoch(epoch, self.difficulty.clone())
 
     def observe(self, indices: Tensor, embeddings: Tensor, labels: Tensor, centers: Tensor) -> None:
         """Refreshes the difficulty of samples from their embeddings in a training step, for the epochs to come.
@@ -200,31 +219,74 @@ class DifficultyCurriculumSampler(Sampler[int]):
         probability[order] = shares.double() / whole
         return probability
 
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch, seed and scores: what `load_state_dict` needs to go on, in the midst of an epoch too."""
-        scores = {"difficulty": self.difficulty.clone(), "drawn_from": self._drawn_from.clone()}
-        return {"epoch": self.epoch, "seed": self.seed, **scores}
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """Epoch, position, seed and scores: what `load_state_dict` needs to go on, in the midst of an epoch too.
+
+        Args:
+            position: how many samples of this rank the training has used in this epoch. None for as many as the last
+                iteration has handed out, which is the same unless the loader reads ahead.
+        """
+        if position is None:
+            used = self._position()
+        else:
+            check_size("position", position, minimum=0)
+            used = position * self.num_replicas
+        state = {"epoch": self.epoch, "position": used, "seed": self.seed, "difficulty": self.difficulty.clone()}
+        if not torch.equal(self.difficulty, self._drawn_from):
+            state["drawn_from"] = self._drawn_from.clone()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the epoch of a `state_dict`, with the samples that it held."""
-        missing = {"epoch", "seed", "difficulty", "drawn_from"} - state.keys()
+        """Takes up the epoch of a `state_dict`, with the samples that it held; the next iteration yields the rest."""
+        missing = {"epoch", "position", "seed", "difficulty"} - state.keys()
         if missing:
             raise ValueError(f"state must come from state_dict; received one without {', '.join(sorted(missing))}")
         difficulty = _scores(state["difficulty"], self.difficulty.shape[0])
-        drawn_from = _scores(state["drawn_from"], self.difficulty.shape[0])
+        drawn_from = _scores(state.get("drawn_from", difficulty), self.difficulty.shape[0])
         self._check_epoch(state["epoch"])
+        check_size("position", state["position"], minimum=0)
         check_size("seed", state["seed"], minimum=0)
-        self.seed = state["seed"]
-        self.set_epoch(state["epoch"], drawn_from)
-        self.difficulty = difficulty
+        self.seed, self.difficulty = state["seed"], difficulty
+        self._begin_epoch(state["epoch"], drawn_from)
+        self._counts_iterations, self._resume_at = True, state["position"]
+
+    @property
+    def indices(self) -> Tensor:
+        """(len,) int64: the samples of this rank in the present epoch, in order. Looking is no iteration."""
+        return self._indices[self.rank : len(self) * self.num_replicas : self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
-        own = self._indices[self.rank : len(self) * self.num_replicas : self.num_replicas]
-        for start in range(0, len(own), _CHUNK):  # as Python integers they take five times the room
-            yield from own[start : start + _CHUNK].tolist()
+        return _EpochIterator(self)
 
     def __len__(self) -> int:
         return self._indices.shape[0] // self.num_replicas
+
+    def _begin_epoch(self, epoch: int, drawn_from: Tensor) -> None:
+        self.epoch, self._drawn_from = epoch, drawn_from
+        self._indices = self._draw_epoch()
+        self._iterator: _EpochIterator | None = None  # the last one that has begun in this epoch
+        self._resume_at: int | None = None  # a loaded position, until an iteration begins there
+
+    def _next_position(self) -> int:
+        """Settles in which epoch the iteration that now begins is, and at which of its samples."""
+        if self._resume_at is not None:
+            return self._resume_at
+        if self._iterator is not None and self._counts_iterations:
+            if self._may_warn:
+                warnings.warn(
+                    "set_epoch was not called: every iteration over the sampler counts as an epoch, and the last of "
+                    f"num_epochs={self.num_epochs} repeats. Call sampler.set_epoch(epoch) before each epoch",
+                    stacklevel=3,
+                )
+                self._may_warn = False
+            self._begin_epoch(min(self.epoch + 1, self.num_epochs - 1), self.difficulty.clone())
+        return 0
+
+    def _position(self) -> int:
+        """How many samples of the epoch have been handed out on all ranks together."""
+        if self._iterator is not None:
+            return self._iterator.position * self.num_replicas
+        return self._resume_at or 0
 
     def _check_epoch(self, epoch: int) -> None:
         check_size("epoch", epoch, minimum=0)
@@ -264,6 +326,47 @@ class DifficultyCurriculumSampler(Sampler[int]):
         # The shares add up to size/2 times epochs * (size - 1), which is (size - 1)/2 times epochs * size.
         odd = self.draw == "fixed" and size % 2 == 1
         return shares, epochs * (size if odd else size - 1)
+
+
+class _EpochIterator(Iterator[int]):
+    """One pass over an epoch; its first sample, or its state, settles which.
+
+    Loaders make iterators that they drop unused, so making one must not move the sampler.
+    """
+
+    def __init__(self, sampler: DifficultyCurriculumSampler) -> None:
+        self._sampler, self._begun = sampler, False
+
+    def __next__(self) -> int:
+        if not self._begun:
+            self._begin(self._sampler._next_position())
+        if self.position == self._indices.shape[0]:
+            raise StopIteration
+        start, offset = divmod(self.position, _CHUNK)
+        if start != self._start:  # as Python integers they take five times the room, so a chunk at a time
+            self._start, self._chunk = start, self._indices[start * _CHUNK :][:_CHUNK].tolist()
+        self.position += 1
+        return self._chunk[offset]
+
+    def state_dict(self) -> dict[str, int]:
+        if not self._begun:
+            self._begin(self._sampler._next_position())
+        return {"epoch": self._epoch, "position": self.position * self._sampler.num_replicas}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        check_size("position", state["position"], minimum=0)
+        if state["epoch"] != self._sampler.epoch:
+            self._sampler._check_epoch(state["epoch"])
+            self._sampler._begin_epoch(state["epoch"], self._sampler.difficulty.clone())
+        self._begin(state["position"])
+
+    def _begin(self, position: int) -> None:
+        sampler = self._sampler
+        self._begun, self._epoch, self._indices = True, sampler.epoch, sampler.indices
+        # Another number of ranks may have left off between two rounds of ours; none sees a sample again.
+        self.position = min(-(-position // sampler.num_replicas), len(sampler))
+        self._start, self._chunk = -1, list[int]()
+        sampler._iterator, sampler._resume_at = self, None
 
 
 def _scores(difficulty: Tensor, size: int | None = None) -> Tensor:
