@@ -151,6 +151,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
         EMNLP 2022, section 3.3.
     """
 
+    _iterator: _EpochIterator | None  # the last one that has begun in this epoch
+    _resume_at: int | None  # a loaded position, until an iteration begins there
+
     def __init__(
         self,
         difficulty: Tensor,
@@ -248,7 +251,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
         check_size("seed", state["seed"], minimum=0)
         self.seed, self.difficulty = state["seed"], difficulty
         self._begin_epoch(state["epoch"], drawn_from)
-        self._counts_iterations, self._resume_at = True, state["position"]
+        self._resume_at = state["position"]
+        self._counts_iterations = True
 
     @property
     def indices(self) -> Tensor:
@@ -264,8 +268,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def _begin_epoch(self, epoch: int, drawn_from: Tensor) -> None:
         self.epoch, self._drawn_from = epoch, drawn_from
         self._indices = self._draw_epoch()
-        self._iterator: _EpochIterator | None = None  # the last one that has begun in this epoch
-        self._resume_at: int | None = None  # a loaded position, until an iteration begins there
+        self._iterator = None
+        self._resume_at = None
 
     def _next_position(self) -> int:
         """Settles in which epoch the iteration that now begins is, and at which of its samples."""
@@ -276,7 +280,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
                 warnings.warn(
                     "set_epoch was not called: every iteration over the sampler counts as an epoch, and the last of "
                     f"num_epochs={self.num_epochs} repeats. Call sampler.set_epoch(epoch) before each epoch",
-                    stacklevel=3,
+                    stacklevel=3,  # the code that iterates, or the loader
                 )
                 self._may_warn = False
             self._begin_epoch(min(self.epoch + 1, self.num_epochs - 1), self.difficulty.clone())
@@ -334,6 +338,9 @@ class _EpochIterator(Iterator[int]):
     Loaders make iterators that they drop unused, so making one must not move the sampler.
     """
 
+    position: int
+    _chunk: list[int]
+
     def __init__(self, sampler: DifficultyCurriculumSampler) -> None:
         self._sampler, self._begun = sampler, False
 
@@ -342,9 +349,10 @@ class _EpochIterator(Iterator[int]):
             self._begin(self._sampler._next_position())
         if self.position == self._indices.shape[0]:
             raise StopIteration
-        start, offset = divmod(self.position, _CHUNK)
-        if start != self._start:  # as Python integers they take five times the room, so a chunk at a time
-            self._start, self._chunk = start, self._indices[start * _CHUNK :][:_CHUNK].tolist()
+        offset = self.position % _CHUNK
+        if offset == 0 or not self._chunk:  # as Python integers they take five times the room, so a chunk at a time
+            start = self.position - offset
+            self._chunk = self._indices[start : start + _CHUNK].tolist()
         self.position += 1
         return self._chunk[offset]
 
@@ -365,7 +373,7 @@ class _EpochIterator(Iterator[int]):
         self._begun, self._epoch, self._indices = True, sampler.epoch, sampler.indices
         # Another number of ranks may have left off between two rounds of ours; none sees a sample again.
         self.position = min(-(-position // sampler.num_replicas), len(sampler))
-        self._start, self._chunk = -1, list[int]()
+        self._chunk = []
         sampler._iterator, sampler._resume_at = self, None
 
 
