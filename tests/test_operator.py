@@ -29,14 +29,40 @@ def test_opcheck(scale, with_sum, weighted):
     embeddings, labels = batch(11, dtype=torch.float64)
     rows = torch.nn.functional.normalize(embeddings.detach()).requires_grad_()
     log_weights = -torch.rand(11, dtype=torch.float64) if weighted else None
-    arguments = (rows, labels, log_weights, scale, 8, 9, with_sum, torch.float64)
+    arguments = (rows, labels, log_weights, scale, 8, 9, with_sum, torch.float64, "strips")
     torch.library.opcheck(_similarity._statistics, arguments)
     negative, positive, _ = _similarity._statistics(*arguments)
     grads = torch.rand(3, 8, dtype=torch.float64)
     statistics = negative.detach(), positive.detach(), grads
-    torch.library.opcheck(
-        _similarity._gradient, (rows.detach(), labels, log_weights, *statistics, scale, 9, with_sum, torch.float64)
-    )
+    options = (scale, 9, with_sum, torch.float64, "strips")
+    torch.library.opcheck(_similarity._gradient, (rows.detach(), labels, log_weights, *statistics, *options))
+
+
+@pytest.mark.parametrize("scale", [5.0, 100.0])
+@pytest.mark.parametrize("tile_bytes", ["512", "100000"])
+def test_each_half_stands_alone(monkeypatch, tile_bytes, scale):
+    """As ranks use them: statistics of some anchors, gradients of fewer rows than there are anchors."""
+    monkeypatch.setenv("SPCL_TILE_BYTES", tile_bytes)
+    embeddings, labels = batch(29, dtype=torch.float64)
+    labels[[3, 17]] = -1
+    rows = torch.nn.functional.normalize(embeddings).detach().requires_grad_()
+    options = {"scale": scale, "with_sum": True, "product_dtype": torch.float64}
+    exact = _similarity.contrast_statistics(rows, labels, None, num_anchors=23, num_grads=29, impl="dense", **options)
+    grads = torch.rand(3, 23, dtype=torch.float64) * (labels[:23] >= 0)
+    (expected,) = torch.autograd.grad((torch.stack(exact) * grads).sum(), rows)
+    rows = rows.detach()
+    for few in (0, 1, 10):
+        found = _similarity.contrast_statistics(
+            rows, labels, None, num_anchors=few, num_grads=few, impl="strips", **options
+        )
+        valid = labels[:few] >= 0
+        for of_few, of_all in zip(found, exact, strict=True):
+            torch.testing.assert_close(of_few[valid], of_all.detach()[:few][valid])
+        statistics = exact[0].detach(), exact[1].detach(), grads
+        gradient = _similarity.contrast_gradient(
+            rows, labels, None, *statistics, num_grads=few, impl="strips", **options
+        )
+        torch.testing.assert_close(gradient, expected[:few])
 
 
 @pytest.mark.parametrize("impl", IMPLS)

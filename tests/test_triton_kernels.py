@@ -130,6 +130,25 @@ def test_any_shape(
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("scale", [10.0, 200.0])
+def test_each_half_stands_alone(monkeypatch, path, scale):
+    """As ranks use them: statistics of some anchors, gradients of fewer rows than there are anchors."""
+    choose(monkeypatch, path)
+    dtype, rounding = (torch.float16, 1e-3) if path == "narrow" else (torch.float32, 2e-6 * max(scale, 10) / 10)
+    for few in (1, 17, 40):
+        (rows, labels, log_weights, _), grads, expected, gradient = problem(
+            5, 90, 20, 77, few, scale, dtype, True, True
+        )
+        found = triton_kernels.statistics(rows, labels, log_weights, scale, few, True, dtype)
+        valid = labels[:few] >= 0
+        for of_few, of_all in zip(found, expected, strict=True):
+            torch.testing.assert_close(of_few[valid].double(), of_all[:few][valid], rtol=1e-6, atol=1e-6 * scale)
+        statistics = [value.float() for value in expected[:2]]
+        found = triton_kernels.gradient(rows, labels, log_weights, scale, few, True, *statistics, grads, dtype)
+        assert (found - gradient).norm() <= rounding * gradient.norm()
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_no_anchor(monkeypatch, path):
     choose(monkeypatch, path)
     rows, labels = torch.eye(3), torch.arange(3)
@@ -140,6 +159,10 @@ def test_no_anchor(monkeypatch, path):
         rows, labels, None, 10.0, 2, False, empty, empty, torch.empty(3, 0), torch.float32
     )
     assert torch.equal(gradient, torch.zeros(2, 3))
+    gradient = triton_kernels.gradient(
+        rows, labels, None, 10.0, 0, False, torch.ones(3), torch.ones(3), torch.ones(3, 3), torch.float32
+    )
+    assert gradient.shape == (0, 3)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,4 +1,9 @@
-"""The similarity operator, registered with PyTorch, and the one place that chooses how it is computed."""
+"""The similarity operator, registered with PyTorch, and the one place that chooses how it is computed.
+
+Its two halves also stand alone, and then need not agree on the anchors: where ranks share the work, each asks for the
+statistics of its own anchors against all candidates, and once all statistics are gathered, for the gradient of its own
+rows from those of all anchors. Whatever a call is about comes first among the rows.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +42,7 @@ def contrast_statistics(
         log_weights: (R,) added to the score of a candidate where it is a negative; None for zeros.
         scale: factor from inner product to score.
         num_anchors: A <= R.
-        num_grads: the gradient is wanted for that many leading rows, at least `num_anchors`; beyond it is zero.
+        num_grads: the gradient is wanted for that many leading rows, fewer or more than anchors; beyond it is zero.
         with_sum: whether the third statistic is wanted; zeros otherwise.
         product_dtype: of the operands of the matrix products on a GPU; results and all else are in the rows' dtype.
         impl: one of `IMPLEMENTATIONS`; says how, never what.
@@ -90,7 +95,7 @@ def _statistics(
     num_grads: int,
     with_sum: bool,
     product_dtype: torch.dtype,
-    impl: str = "strips",
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs: tuple[Tensor, Tensor, Tensor] = _backend(impl, rows).statistics(
         rows, labels, log_weights, scale, num_anchors, with_sum, product_dtype
@@ -99,18 +104,47 @@ def _statistics(
 
 
 @_statistics.register_fake
-def _(
+def _(rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, num_anchors: int, *_: Any) -> Any:
+    return tuple(rows.new_empty(num_anchors) for _ in range(3))
+
+
+def contrast_gradient(
     rows: Tensor,
     labels: Tensor,
     log_weights: Tensor | None,
+    negative: Tensor,
+    positive: Tensor,
+    grads: Tensor,
+    *,
     scale: float,
-    num_anchors: int,
     num_grads: int,
     with_sum: bool,
     product_dtype: torch.dtype,
-    impl: str = "strips",
-) -> tuple[Tensor, Tensor, Tensor]:
-    return rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
+    impl: str,
+) -> Tensor:
+    """The gradient of the leading rows, complete, from the statistics of all anchors and the gradients of those.
+
+    Args:
+        rows: (R, D), like `labels`, `log_weights` and the options as for `contrast_statistics`.
+        labels: (R,).
+        log_weights: (R,) or None.
+        negative: (A,) the first statistic of the leading A rows. One that is no anchor may stand among them with any
+            finite statistics, if its gradients are zero.
+        positive: (A,) the second.
+        grads: (3, A) of what is differentiated, with respect to the three statistics.
+        scale: as above.
+        num_grads: G <= R, fewer or more than A.
+        with_sum: whether the third row of `grads` counts.
+        product_dtype: as above.
+        impl: as above, but not "dense", whose statistics differentiate themselves.
+
+    Returns:
+        (G, D).
+    """
+    gradient: Tensor = _gradient(
+        rows, labels, log_weights, negative, positive, grads, scale, num_grads, with_sum, product_dtype, impl
+    )
+    return gradient
 
 
 @torch.library.custom_op("spcl_loss::contrast_gradient", mutates_args=())
@@ -125,7 +159,7 @@ def _gradient(
     num_grads: int,
     with_sum: bool,
     product_dtype: torch.dtype,
-    impl: str = "strips",
+    impl: str,
 ) -> Tensor:
     gradient: Tensor = _backend(impl, rows).gradient(
         rows, labels, log_weights, scale, num_grads, with_sum, negative, positive, grads, product_dtype
@@ -143,9 +177,7 @@ def _(
     grads: Tensor,
     scale: float,
     num_grads: int,
-    with_sum: bool,
-    product_dtype: torch.dtype,
-    impl: str = "strips",
+    *_: Any,
 ) -> Tensor:
     return rows.new_empty(num_grads, rows.shape[1])
 

@@ -149,7 +149,15 @@ def precision(product_dtype: torch.dtype) -> str:
     """Key of `TILES[architecture]`: float32 products obey `torch.set_float32_matmul_precision`."""
     if product_dtype != torch.float32:
         return "half"
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if _allows_tf32() else "ieee"
+
+
+def _allows_tf32() -> bool:
+    """As PyTorch's own products on a GPU do; the older question raises where the newer setting was used."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9
+        return bool(matmul.fp32_precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def narrow_kernel(width: int) -> tuple[str, int]:

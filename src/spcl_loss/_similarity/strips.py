@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spcl_loss._similarity.dense import LOG_ZERO
+from spcl_loss._similarity.products import accumulate, product
 
 # Up to here exp(score) neither overflows nor vanishes in float32, not even summed over 2^24 rows: no maximum is needed.
 _PLAIN_SCALE = 40.0
@@ -51,9 +52,9 @@ def statistics(
     positive_sum = rows.new_zeros(rows.shape[0])
     operand = rows.to(product_dtype)
     for i, j in _tiles(num_anchors, rows.shape[0], rows):
-        scores = _product(operand[i], operand[j].T).mul_(scale)
+        scores = product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
-        own = _without_diagonal(same.clone(), i, j)
+        own = same.clone().fill_diagonal_(False) if j.start == i.start else same  # a row is no positive of itself
         new = slice(max(i.stop, j.start), j.stop)  # columns that are not rows of this tile too
         part = slice(new.start - j.start, None)
         if with_sum:
@@ -108,8 +109,9 @@ def gradient(
     result = rows.new_zeros(num_grads, rows.shape[1])
     weights = log_weights.exp()
     operand = rows.to(product_dtype)
-    for i, j in _tiles(num_anchors, rows.shape[0], rows):
-        scores = _product(operand[i], operand[j].T).mul_(scale)
+    # H is zero between rows that are no anchors, and of no use between rows whose gradient is not wanted.
+    for i, j in _tiles(min(num_anchors, num_grads), rows.shape[0], rows):
+        scores = product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
         if scale <= _PLAIN_SCALE:
             to_negatives = torch.stack([of_negative[i], weights[i]], 1) @ torch.stack([weights[j], of_negative[j]])
@@ -122,11 +124,13 @@ def gradient(
             h = torch.where(same, to_positives, to_negatives)
         if with_sum:
             h += (of_sum[i, None] + of_sum[j]).masked_fill_(~same, 0)
-        h = _without_diagonal(h, i, j).to(product_dtype)
-        _accumulate(result[i], h, operand[j])
+        if j.start == i.start:
+            h.fill_diagonal_(0)
+        h = h.to(product_dtype)
+        accumulate(result[i], h, operand[j])
         new = slice(max(i.stop, j.start), min(j.stop, num_grads))
         if new.start < new.stop:
-            _accumulate(result[new], h[:, new.start - j.start : new.stop - j.start].T, operand[i])
+            accumulate(result[new], h[:, new.start - j.start : new.stop - j.start].T, operand[i])
     return result.mul_(magnitude * scale)
 
 
@@ -148,33 +152,10 @@ def _tiles(num_anchors: int, num_rows: int, rows: Tensor) -> Iterator[tuple[slic
             yield i, slice(left, min(left + width, num_rows))
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """A product with a float32 result where the operands are half precision."""
-    if left.dtype in (torch.float32, torch.float64):
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def _accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
-    if left.dtype == target.dtype:
-        target.addmm_(left, right)
-    else:
-        target += _product(left, right)
-
-
 def _log_weights(rows: Tensor, labels: Tensor, log_weights: Tensor | None) -> Tensor:
     """(R,) what a candidate adds to its score where it is a negative; one with a negative label is none."""
     weights = rows.new_zeros(rows.shape[0]) if log_weights is None else log_weights
     return weights.masked_fill(labels < 0, LOG_ZERO)
-
-
-def _without_diagonal(tile: Tensor, i: slice, j: slice) -> Tensor:
-    """The tile with zeros where a row meets itself; changes it."""
-    if j.start == i.start:
-        tile[:, : i.stop - i.start].diagonal().zero_()
-    return tile
 
 
 def _add_logs(total: Tensor, where: slice, logs: Tensor) -> None:

@@ -36,6 +36,7 @@ from spcl_loss._similarity.backward_kernels import (
 from spcl_loss._similarity.dense import LOG_ZERO
 from spcl_loss._similarity.forward_kernels import add_parts, statistics_of_rows, statistics_of_tiles
 from spcl_loss._similarity.launch import Tile
+from spcl_loss._similarity.products import accumulate
 
 # As in `strips`: up to here exponentials fit float32 as they are.
 _PLAIN_SCALE = 40.0
@@ -74,7 +75,7 @@ def gradient(
     product_dtype: torch.dtype,
 ) -> Tensor:
     """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients (3, A)."""
-    if negative.shape[0] == 0:
+    if negative.shape[0] == 0 or num_grads == 0:
         return rows.new_zeros(num_grads, rows.shape[1])
     with torch.cuda.device_of(rows):
         upstream = [negative.contiguous(), positive.contiguous(), grads.contiguous()]
@@ -285,10 +286,12 @@ def _wide_gradient(
     blocks = _blocks(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
     factor = operand[:, :width]
     result = rows.new_zeros(num_grads, width)
-    height, breadth = launch.workspace_shape(num_rows, num_anchors, tile, product_dtype)
+    # H is zero between rows that are no anchors, and of no use between rows whose gradient is not wanted.
+    wanted_rows = min(num_anchors, num_grads)
+    height, breadth = launch.workspace_shape(num_rows, wanted_rows, tile, product_dtype)
     workspace = rows.new_empty(height, breadth, dtype=product_dtype)
-    for top in range(0, num_anchors, height):
-        i = slice(top, min(top + height, num_anchors))
+    for top in range(0, wanted_rows, height):
+        i = slice(top, min(top + height, wanted_rows))
         for left in range(top, num_rows, breadth):
             j = slice(left, min(left + breadth, num_rows))
             num_i, num_j = triton.cdiv(i.stop - top, tile.rows), triton.cdiv(j.stop - left, tile.columns)
@@ -311,10 +314,10 @@ def _wide_gradient(
                 **product_constants(tile, product_dtype, scale),
             )
             h = workspace[: i.stop - top, : j.stop - left]
-            _accumulate(result[i], h, factor[j])
+            accumulate(result[i], h, factor[j])
             new = slice(max(i.stop, left), min(j.stop, num_grads))  # columns that are not rows of this strip too
             if new.start < new.stop:
-                _accumulate(result[new], h[:, new.start - left : new.stop - left].T, factor[i])
+                accumulate(result[new], h[:, new.start - left : new.stop - left].T, factor[i])
     # Kept out of H, which half precision would round to zero.
     return result.mul_(largest.clamp_min(1e-30) * (scale / HALF_MAGNITUDE.value) if _is_half(product_dtype) else scale)
 
@@ -383,13 +386,3 @@ def _strips(num_rows: int, num_anchors: int, tile: Tile) -> list[tuple[int, int]
     step = max(tile.rows, tile.columns)
     height = max(step, min(launch.STRIP_ROWS, budget * tile.rows) // step * step)
     return [(first, min(height, num_anchors - first)) for first in range(0, num_anchors, height)]
-
-
-def _accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """Target += left @ right, in float32 whatever the operands are."""
-    if left.dtype == target.dtype:
-        target.addmm_(left, right)
-    elif left.is_cuda:
-        target += torch.mm(left, right, out_dtype=target.dtype)
-    else:
-        target += left.float() @ right.float()
