@@ -1,5 +1,6 @@
 """The encoder is the one that was promised, and the representation is the hidden state at the mask."""
 
+import dataclasses
 import json
 
 import pytest
@@ -110,3 +111,23 @@ def test_precision_is_what_the_machine_computes(monkeypatch):
     assert precision(Settings()) == "no"
     assert precision(Settings(precision="bf16")) == "bf16"
     assert precision(Settings(precision="fp32")) == "no"
+
+
+def test_each_layer_below_learns_more_slowly(tiny):
+    settings, _, model = tiny
+    model.freeze_embeddings()
+    groups = model.parameter_groups(dataclasses.replace(settings, encoder_rate=8e-3, layer_decay=0.5))
+    rates = {id(parameter): group["full_rate"] for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            expected = 8e-3 if ".layer.1." in name else 4e-3 if ".layer.0." in name else 2e-3
+            expected = settings.head_rate if name.startswith("head") else expected
+            assert rates[id(parameter)] == pytest.approx(expected), name
+
+
+def test_learned_prototypes_are_learned_as_fast_as_the_head_and_do_not_decay(tiny):
+    settings, _, model = tiny
+    own = EmotionModel(model.backbone, 3, head_trains_encoder=False, learns_prototypes=True)
+    (group,) = [g for g in own.parameter_groups(settings) if any(p is own.prototypes for p in g["params"])]
+    assert (group["full_rate"], group["weight_decay"]) == (settings.head_rate, 0.0)
+    assert own.prototypes.shape == (3, own.width)

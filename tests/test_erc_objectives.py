@@ -21,7 +21,7 @@ def criterion_for(objective, **changes):
 
 def both(objective, criterion):
     features, scores = torch.randn(8, 6, requires_grad=True), torch.randn(8, 3, requires_grad=True)
-    return features, scores, losses(objective, criterion, features, scores, LABELS)
+    return features, scores, losses(Settings(objective=objective), criterion, features, scores, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,32 @@ def test_supcon_sees_the_batch_only_and_leaves_the_memory_alone():
     expected = contrastive_loss(features, LABELS, similarity="cosine", temperature=0.1, positives="outside")
     torch.testing.assert_close(result[0], expected)
     assert int(criterion.memory.cursors.sum()) == 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "equation"),
+    [
+        ("bcl", {"similarity": "cosine", "temperature": 0.1, "positives": "outside", "contrast": "class_balanced"}),
+        ("eacl", {"easy_threshold": 0.0, "prototype_anchors": True}),
+    ],
+)
+def test_objectives_with_learned_prototypes(objective, equation):
+    criterion = criterion_for(objective)
+    features, scores = torch.randn(8, 6), torch.randn(8, 3)
+    learned = torch.randn(3, 6, requires_grad=True)
+    result = losses(Settings(objective=objective), criterion, features, scores, LABELS, learned)
+    torch.testing.assert_close(result[0], contrastive_loss(features, LABELS, learned, **equation))
+    result[0].backward()
+    assert learned.grad.norm() > 0
+    assert int(criterion.memory.cursors.sum()) == 0
+
+
+def test_switches_change_the_equation():
+    assert criterion_for("spcl").options["contrast"] == "all"
+    assert criterion_for("spcl", contrast="class_balanced").options["contrast"] == "class_balanced"
+    assert not criterion_for("spcl").options["prototype_anchors"]
+    assert criterion_for("spcl", prototype_anchors=True).options["prototype_anchors"]
+    assert criterion_for("eacl").options["prototype_anchors"]
 
 
 def test_cross_entropy_contrasts_nothing():

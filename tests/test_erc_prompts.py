@@ -5,7 +5,7 @@ import torch
 
 from erc.dialogues import Dialogue, InputError, Turn
 from erc.encoder import packaged_minilm
-from erc.prompts import Prompts, collate
+from erc.prompts import Prompts, collate, label_dialogues
 
 TALK = Dialogue(
     "7",
@@ -123,3 +123,26 @@ def test_a_batch_is_as_wide_as_its_longest_member(tokenizer):
     rows = torch.arange(3)
     assert batch.input_ids[rows, batch.mask_position].tolist() == [tokenizer.mask_token_id] * 3
     assert (batch.input_ids[batch.attention_mask == 0] == tokenizer.pad_token_id).all()
+
+
+def test_future_turns_follow_the_turn_itself(tokenizer):
+    sample = prompts(tokenizer, future_turns=1).own_queries()[1]
+    assert text(tokenizer, sample) == (
+        "[CLS] ann : one two three [SEP] ben : four five [SEP] ann : six [SEP] cat : seven eight [SEP] "
+        "for utterance : six [SEP] ann feels [MASK] [SEP]"
+    )
+    last = prompts(tokenizer, future_turns=1).own_queries()[2]
+    assert last == prompts(tokenizer, repeat_turn=True).own_queries()[2]
+
+
+def test_the_past_comes_before_the_future_when_there_is_little_room(tokenizer):
+    whole = prompts(tokenizer, future_turns=1).own_queries()[1]
+    short = prompts(tokenizer, future_turns=1, max_length=len(whole.input_ids) - 1).own_queries()[1]
+    assert "ann : one two three" in text(tokenizer, short)
+    assert "cat : seven eight" not in text(tokenizer, short)
+
+
+def test_a_classs_name_is_said_in_a_dialogue_of_its_own(tokenizer):
+    samples = prompts(tokenizer, label_dialogues(("glad", "angry"))).own_queries()
+    assert [sample.label for sample in samples] == [0, 1]
+    assert text(tokenizer, samples[1]) == "[CLS] for utterance : i feel angry. [SEP] somebody feels [MASK] [SEP]"

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from erc.settings import PRESETS, Settings, add_options, differences, given, names
+from erc.settings import OBJECTIVES, PRESETS, Settings, add_options, differences, given, names, preset
 
 
 def parse(*options):
@@ -14,9 +14,9 @@ def parse(*options):
     return given(parser.parse_args(options))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_valid(preset):
-    assert asdict(Settings(**PRESETS[preset])).keys() == set(names())
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid(name):
+    assert asdict(Settings(**PRESETS[name])).keys() == set(names())
 
 
 def test_the_default_is_the_cpu_preset():
@@ -53,10 +53,14 @@ def test_only_what_is_given_changes_the_preset():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": "triplet"}, "objective must be one of spcl, spdcl, supcon, ce; received 'triplet'"),
+        ({"objective": "triplet"}, "objective must be one of spcl, spdcl, supcon, bcl, eacl, ce; received 'triplet'"),
         ({"temperature": 0.0}, "temperature must be at least"),
         ({"temperature": float("nan")}, "temperature must be at least"),
         ({"epochs": 0}, "epochs must be at least 1; received 0"),
+        ({"average": 1.0}, "average must be below 1; received 1.0"),
+        ({"objective": "supcon", "prototypes": "learned"}, "prototypes must be own: supcon has none"),
+        ({"objective": "bcl", "difficulty_pass": "first"}, "difficulty_pass must be every unless"),
+        ({"curriculum": "all", "difficulty_pass": "alternate"}, "difficulty_pass must be every unless"),
         ({"support_size": 300}, "support_size must be at most queue_size=256; received 300"),
     ],
 )
@@ -68,6 +72,26 @@ def test_a_wrong_value_is_named(change, message):
 def test_differences_name_setting_and_values():
     assert differences(Settings(), Settings()) == []
     assert differences(Settings(), replace(Settings(), seed=2, epochs=7)) == ["epochs (6, now 7)", "seed (0, now 2)"]
+
+
+def test_the_objective_says_where_prototypes_come_from_unless_told():
+    kinds = {objective: Settings(objective=objective).prototype_kind for objective in OBJECTIVES}
+    assert kinds == {
+        "spcl": "queue", "spdcl": "queue", "supcon": "none", "bcl": "learned", "eacl": "learned", "ce": "none",
+    }  # fmt: skip
+    assert Settings(prototypes="label_text").prototype_kind == "label_text"
+
+
+SWITCHES = ("contrast", "prototypes", "prototype_anchors", "difficulty_pass", "future_turns", "layer_decay", "average")
+
+
+@pytest.mark.parametrize("dataset", ["MELD", "IEMOCAP", "EmoryNLP"])
+def test_what_is_not_the_papers_is_off_in_its_preset(dataset):
+    paper = Settings(**preset("paper", dataset))
+    assert {name: getattr(paper, name) for name in SWITCHES} == {
+        "contrast": "own", "prototypes": "own", "prototype_anchors": False, "difficulty_pass": "every",
+        "future_turns": 0, "layer_decay": 1.0, "average": 0.0,
+    }  # fmt: skip
 
 
 def test_the_head_that_is_trained_selects():

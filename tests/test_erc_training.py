@@ -254,6 +254,10 @@ def test_a_corpus_of_another_name_is_an_error(encoder, tmp_path):
         {"objective": "ce", "curriculum": "all"},
         {"objective": "supcon", "curriculum": "half"},
         {"objective": "spdcl", "draw": "bernoulli", "accumulation": 3, "schedule": "restarts"},
+        {"objective": "bcl", "curriculum": "all"},
+        {"objective": "eacl", "prototypes": "label_text"},
+        {"prototypes": "label_text", "contrast": "class_balanced", "prototype_anchors": True},
+        {"future_turns": 2, "layer_decay": 0.5},
         {"patience": 1, "encoder_rate": 0.0, "past_queries": 0.0, "epochs": 5},
     ],
 )
@@ -271,6 +275,72 @@ def test_other_settings_train_too(encoder, tmp_path, changes):
         assert lines[0]["updates"] == math.ceil(batches / settings.accumulation)
     if settings.patience:  # with an encoder that does not move no epoch is better than the first
         assert (result["best_epoch"], result["epochs"]) == (1, 2)
+
+
+SWITCHES = [
+    {"average": 0.7},
+    {"difficulty_pass": "first"},
+    {"difficulty_pass": "alternate"},
+    {"objective": "bcl", "prototypes": "label_text"},
+]
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+@pytest.mark.usefixtures("quick_figures")
+def test_switches_survive_an_interruption(encoder, tmp_path, monkeypatch, changes):
+    settings = erc_tiny.settings(encoder, checkpoint_steps=2, **changes)
+    training.train(settings, erc_tiny.corpus(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 10)
+        with pytest.raises(Interruption):
+            training.train(settings, erc_tiny.corpus(), tmp_path / "run")
+    training.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True)
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+
+
+@pytest.fixture
+def surveys(monkeypatch):
+    """What was encoded, in order."""
+    seen = []
+    real = training.Training._encode
+
+    def encode(self, samples, what):
+        seen.append(what.removeprefix("encoding "))
+        return real(self, samples, what)
+
+    monkeypatch.setattr(training.Training, "_encode", encode)
+    return seen
+
+
+@pytest.mark.parametrize(("which", "epochs"), [("every", [0, 1, 2, 3, 4]), ("alternate", [0, 2, 4]), ("first", [0])])
+@pytest.mark.usefixtures("quick_figures")
+def test_the_pass_for_difficulties_comes_as_often_as_told(encoder, tmp_path, surveys, which, epochs):
+    training.train(erc_tiny.settings(encoder, epochs=4, difficulty_pass=which), erc_tiny.corpus(), tmp_path)
+    expected = ["the training set"]
+    for epoch in range(1, 5):
+        expected += ["the training set"] * (epoch in epochs) + ["dev"]
+    assert surveys == [*expected, "test"]
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_observed_difficulties_decide_the_next_epoch(encoder, tmp_path):
+    settings = erc_tiny.settings(encoder, difficulty_pass="first")
+    training.train(settings, erc_tiny.corpus(), tmp_path)
+    first, second, _ = outcome(tmp_path)[0]
+    assert first["difficulty"]["edges"] != second["difficulty"]["edges"]
+    assert sum(second["difficulty"]["drawn"]) == sum(first["difficulty"]["drawn"])
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_averaged_weights_are_scored_and_kept(encoder, finished, tmp_path):
+    _, whole, _ = finished
+    training.train(erc_tiny.settings(encoder, epochs=3, average=0.9999), erc_tiny.corpus(), tmp_path)
+    # the first update is taken over; afterwards the average hardly moves, while the weights it follows do
+    first = erc_tiny.settings(encoder, epochs=3, encoder_rate=0.0, head_rate=0.0)
+    training.train(first, erc_tiny.corpus(), tmp_path / "still")
+    averaged, still, moved = (outcome(folder)[3] for folder in (tmp_path, tmp_path / "still", whole))
+    name = "model.backbone.encoder.layer.1.output.dense.weight"
+    assert (averaged[name] - still[name]).norm() < 0.2 * (moved[name] - still[name]).norm()
 
 
 @pytest.mark.parametrize("content", ["broken off", "foreign", "absent"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,19 @@ class EmotionModel(nn.Module):
         backbone: gives `last_hidden_state`.
         num_classes: C.
         head_trains_encoder: False: the head learns from detached representations and leaves the encoder alone.
+        learns_prototypes: whether it has prototypes (C, D) of its own.
     """
 
-    def __init__(self, backbone: Any, num_classes: int, *, head_trains_encoder: bool) -> None:
+    def __init__(
+        self, backbone: Any, num_classes: int, *, head_trains_encoder: bool, learns_prototypes: bool = False
+    ) -> None:
         super().__init__()
         if getattr(backbone, "pooler", None) is not None:  # not used; its parameters would never get a gradient
             backbone.pooler = None
         self.backbone = backbone
         self.head = nn.Linear(backbone.config.hidden_size, num_classes)
         self.head_trains_encoder = head_trains_encoder
+        self.prototypes = nn.Parameter(torch.randn(num_classes, self.width)) if learns_prototypes else None
 
     @property
     def width(self) -> int:
@@ -101,14 +106,28 @@ class EmotionModel(nn.Module):
                 module.weight.requires_grad_(False)
 
     def parameter_groups(self, settings: Settings) -> list[dict[str, Any]]:
-        """Encoder and head with their learning rates; weight decay for matrices only."""
-        groups = []
-        for module, rate in ((self.backbone, settings.encoder_rate), (self.head, settings.head_rate)):
-            learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            for matrices, decay in ((True, settings.weight_decay), (False, 0.0)):
-                members = [parameter for parameter in learned if (parameter.ndim > 1) == matrices]
-                groups.append({"params": members, "lr": rate, "full_rate": rate, "weight_decay": decay})
-        return groups
+        """Parameters by learning rate and weight decay; decay is for the matrices of encoder and head only."""
+        layers = 1 + max(_layer(name) for name, _ in self.backbone.named_parameters())
+        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            rate = settings.head_rate
+            if name.startswith("backbone."):
+                below = layers - 1 - _layer(name)  # how many layers are above this one
+                rate = settings.encoder_rate * settings.layer_decay**below
+            decay = settings.weight_decay if parameter.ndim > 1 and parameter is not self.prototypes else 0.0
+            members.setdefault((rate, decay), []).append(parameter)
+        return [
+            {"params": parameters, "lr": rate, "full_rate": rate, "weight_decay": decay}
+            for (rate, decay), parameters in members.items()
+        ]
+
+
+def _layer(name: str) -> int:
+    """The number of a parameter's transformer layer, by its name; -1 for the embeddings and all that is below."""
+    number = re.search(r"\.layers?\.(\d+)\.", name)
+    return int(number[1]) if number else -1
 
 
 def save_model(path: Path, model: EmotionModel, memory: PrototypeMemory, about: dict[str, str]) -> None:

@@ -12,12 +12,15 @@ from spcl_loss import SupervisedPrototypicalContrastiveLoss, supervised_prototyp
 
 from .settings import Settings
 
-# The library's settings for each method. SupCon compares the batch with itself only and cross-entropy contrasts
-# nothing, but both keep a memory: its centroids are their nearest-prototype head.
+# The library's settings for each method, of EACL its contrastive term. SupCon compares the batch with itself only, BCL
+# and EACL learn their prototypes and cross-entropy contrasts nothing, but all keep a memory: its centroids are their
+# nearest-prototype head. BCL's and SupCon's plain cosine at 0.1 is the shifted cosine at 0.05.
 EQUATIONS: dict[str, dict[str, Any]] = {
     "spcl": {"positives": "inside", "contrast": "all"},
     "spdcl": {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
     "supcon": {"positives": "outside", "contrast": "all"},
+    "bcl": {"positives": "outside", "contrast": "class_balanced"},
+    "eacl": {"positives": "inside", "contrast": "all", "easy_threshold": 0.0, "prototype_anchors": True},
     "ce": {},
 }
 
@@ -29,6 +32,10 @@ def build_criterion(
     equation = dict(EQUATIONS[settings.objective])
     if settings.easy_threshold is not None:
         equation["easy_threshold"] = settings.easy_threshold
+    if settings.contrast != "own":
+        equation["contrast"] = settings.contrast
+    if settings.prototype_anchors:
+        equation["prototype_anchors"] = True
     return SupervisedPrototypicalContrastiveLoss(
         num_classes,
         embedding_dim,
@@ -42,16 +49,24 @@ def build_criterion(
 
 
 def losses(
-    objective: str, criterion: SupervisedPrototypicalContrastiveLoss, features: Tensor, scores: Tensor, labels: Tensor
+    settings: Settings,
+    criterion: SupervisedPrototypicalContrastiveLoss,
+    features: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    learned: Tensor | None = None,
 ) -> Tensor:
-    """(2,) the contrastive loss of `features` (N, D), and the cross-entropy of the head's `scores` (N, C)."""
+    """(2,) the contrastive loss of `features` (N, D), and the cross-entropy of the head's `scores` (N, C).
+
+    `learned` (C, D): the prototypes, where the settings have them learned.
+    """
     head_loss = torch.nn.functional.cross_entropy(scores, labels)
-    if objective == "ce":
+    if settings.objective == "ce":
         return torch.stack([torch.zeros_like(head_loss), head_loss])
-    if objective == "supcon":
-        contrastive_loss = supervised_prototypical_contrastive_loss(features, labels, **criterion.options)
-    else:
+    if settings.prototype_kind == "queue":
         contrastive_loss = criterion(features, labels)
+    else:
+        contrastive_loss = supervised_prototypical_contrastive_loss(features, labels, learned, **criterion.options)
     return torch.stack([contrastive_loss, head_loss])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,19 +37,29 @@ class Prompts:
     Args:
         tokenizer: of the encoder; its own mask token marks the place of the representation.
         context_turns: how many previous turns come before the query.
+        future_turns: how many later turns the context also has, which is no longer causal; the turn itself then stands
+            between its past and its future.
         repeat_turn: whether the turn itself ends its context.
         max_length: tokens that context and query may take together. A query that is longer stays whole, up to the
             encoder's own limit.
     """
 
     def __init__(
-        self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, repeat_turn: bool, max_length: int
+        self,
+        dialogues: Sequence[Dialogue],
+        tokenizer: Any,
+        *,
+        context_turns: int,
+        repeat_turn: bool,
+        max_length: int,
+        future_turns: int = 0,
     ) -> None:
         self.limit = min(tokenizer.model_max_length, NO_LIMIT)
         if max_length > self.limit:
             raise InputError(f"max_length must be at most {self.limit}, the encoder's limit; received {max_length}")
         self.dialogues = dialogues
-        self.context_turns, self.repeat_turn, self.max_length = context_turns, repeat_turn, max_length
+        self.context_turns, self.future_turns = context_turns, future_turns
+        self.repeat_turn, self.max_length = repeat_turn or future_turns > 0, max_length
         self.start = _special(tokenizer, "cls_token_id", "bos_token_id")
         self.tokens = _tokenise(dialogues, tokenizer)
 
@@ -89,15 +99,29 @@ class Prompts:
         last = turn + 1 if self.repeat_turn or query != turn else turn
         asked = tokens[query].query[-(self.limit - 1) :]
         room = self.max_length - 1 - len(asked)
-        context: list[int] = []
-        for said in reversed([t.said for t in tokens[max(0, turn - self.context_turns) : last]]):
-            if len(context) + len(said) > room:
-                break
-            context = said + context
+        past = _whole_turns(reversed(tokens[max(0, turn - self.context_turns) : last]), room)
+        future = _whole_turns(tokens[turn + 1 : turn + 1 + self.future_turns], room - sum(map(len, past)))
+        context = [token for said in (*reversed(past), *future) for token in said]
         ids = (self.start, *context, *asked)
         owner = self.dialogues[d].turns[query]
         assert owner.label is not None
         return Sample(ids, len(ids) - 2, owner.label, self.dialogues[d].id, owner.id)
+
+
+def _whole_turns(turns: Iterable[_Tokens], room: int) -> list[list[int]]:
+    """What was said in the turns, up to the first that no longer fits into `room` tokens."""
+    fitting = []
+    for turn in turns:
+        room -= len(turn.said)
+        if room < 0:
+            break
+        fitting.append(turn.said)
+    return fitting
+
+
+def label_dialogues(labels: Sequence[str]) -> list[Dialogue]:
+    """A dialogue a class, in which somebody names the emotion: its representation stands for the class's name."""
+    return [Dialogue(name, (Turn("0", "Somebody", f"I feel {name}.", i),)) for i, name in enumerate(labels)]
 
 
 def _tokenise(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[list[_Tokens]]:

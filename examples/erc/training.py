@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from .encoder import EmotionModel, load_model, load_tokenizer_and_backbone, prec
 from .evaluation import Encoded, encode, evaluate
 from .objectives import build_criterion, losses, rate_factor
 from .progress import Progress, progress_bar, summary
-from .prompts import Prompts, Sample, collate
+from .prompts import Prompts, Sample, collate, label_dialogues
 from .report import difficulty_counts, write_report
 from .run_folder import RunFolder, link
 from .settings import Settings
@@ -70,7 +71,17 @@ class Training:
         self.clock = time.monotonic()
         set_seed(settings.seed)
         self.tokenizer, backbone = load_tokenizer_and_backbone(settings)
-        model = EmotionModel(backbone, len(corpus.labels), head_trains_encoder=settings.objective == "ce")
+        model = EmotionModel(
+            backbone,
+            len(corpus.labels),
+            head_trains_encoder=settings.objective == "ce",
+            learns_prototypes=settings.prototype_kind in ("learned", "label_text"),
+        )
+        if settings.difficulty_pass != "every" and accelerator.num_processes > 1:
+            raise InputError(
+                f"difficulty_pass must be every with {accelerator.num_processes} processes, which would each observe "
+                f"other samples; received {settings.difficulty_pass}"
+            )
         if settings.freeze_embeddings:
             model.freeze_embeddings()
         criterion = build_criterion(
@@ -79,6 +90,11 @@ class Training:
         optimizer = torch.optim.AdamW(model.parameter_groups(settings), fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.criterion = criterion.to(accelerator.device)
+        self.average: AveragedModel | None = None
+        if settings.average:
+            # a copy of the weights, which follows them; the first update makes both equal
+            following = get_ema_multi_avg_fn(settings.average)
+            self.average = AveragedModel(accelerator.unwrap_model(self.model), multi_avg_fn=following)
         set_seed(settings.seed, device_specific=True)  # each process drops out other units
 
         self.prompts = self._prompts(corpus.train)
@@ -90,6 +106,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         newest = self.folder.checkpoint()
         if newest is None:
+            self._name_prototypes()
             self._begin_epoch(self._survey())
         else:
             self._restore(newest)
@@ -107,6 +124,7 @@ class Training:
             self.tokenizer,
             context_turns=settings.context_turns,
             repeat_turn=settings.repeat_turn,
+            future_turns=settings.future_turns,
             max_length=settings.max_length,
         )
 
@@ -131,13 +149,25 @@ class Training:
         share = {"all": 1.0, "half": 0.5}[settings.curriculum]
         return RandomShareSampler(size, share=share, seed=settings.seed, num_replicas=processes, rank=process)
 
+    @property
+    def _scored(self) -> torch.nn.Module:
+        """The model that is scored and kept."""
+        return self.model if self.average is None else self.average.module
+
     def _encode(self, samples: Sequence[Sample], what: str) -> Encoded:
         size = self.settings.encoding_batch_size
-        return encode(self.model, samples, self.accelerator, padding=self._padding, batch_size=size, what=what)
+        return encode(self._scored, samples, self.accelerator, padding=self._padding, batch_size=size, what=what)
 
     @property
     def _padding(self) -> int:
         return self.tokenizer.pad_token_id or 0
+
+    def _name_prototypes(self) -> None:
+        """Begins learned prototypes at the classes' names, if the settings say so."""
+        if self.settings.prototype_kind == "label_text":
+            names = self._prompts(label_dialogues(self.corpus.labels)).own_queries()
+            model = self.accelerator.unwrap_model(self.model)
+            model.prototypes.data.copy_(self._encode(names, "encoding the classes' names").features)
 
     # An epoch
 
@@ -146,6 +176,15 @@ class Training:
         encoded = self._encode(self.samples, "encoding the training set")
         self.criterion.memory.initialize(encoded.features, encoded.labels)
         return prototype_difficulty(encoded.features, encoded.labels).cpu()
+
+    def _surveys(self, epoch: int) -> bool:
+        return {"every": True, "alternate": epoch % 2 == 0, "first": epoch == 0}[self.settings.difficulty_pass]
+
+    def _remembered(self) -> Tensor:
+        """Difficulties (n,) of the new samples from the last training steps; a past query has its turn's own."""
+        own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.prompts.own_queries())}
+        places = [own[sample.dialogue, sample.turn] for sample in self.samples]
+        return self.sampler.difficulty[places]
 
     def _begin_epoch(self, difficulty: Tensor) -> None:
         if isinstance(self.sampler, DifficultyCurriculumSampler):
@@ -159,16 +198,21 @@ class Training:
     def _train_epoch(self) -> None:
         progress, accelerator = self.progress, self.accelerator
         batches = self._epoch_batches()
+        left = batches[progress.batch :]
+        learned = accelerator.unwrap_model(self.model).prototypes
         sums = torch.tensor(progress.losses, device=accelerator.device)
         self.model.train()
         self.criterion.train()
         with self._bar(len(batches)) as bar:
-            for batch in self._loader(batches[progress.batch :]):
+            for members, batch in zip(left, self._loader(left), strict=True):
                 with accelerator.accumulate(self.model):
                     features, scores = self.model(batch)
-                    both = losses(self.settings.objective, self.criterion, features, scores, batch.labels)
+                    both = losses(self.settings, self.criterion, features, scores, batch.labels, learned)
                     accelerator.backward(both.sum())
                     self._update(progress.batch / len(batches))
+                if self.settings.difficulty_pass != "every":
+                    centers, _ = self.criterion.memory.centroids()
+                    self.sampler.observe(torch.tensor(members), features.detach(), batch.labels, centers)
                 sums += both.detach()
                 progress.batch += 1
                 bar.update()
@@ -211,20 +255,23 @@ class Training:
             model = self.accelerator.unwrap_model(self.model)
             self.accelerator.clip_grad_norm_(model.backbone.parameters(), self.settings.clip_norm)
             # apart, so that neither part's gradients scale the other's down
-            torch.nn.utils.clip_grad_norm_(model.head.parameters(), self.settings.clip_norm)
+            others = [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+            torch.nn.utils.clip_grad_norm_(others, self.settings.clip_norm)
             factor = rate_factor(self.settings, self.progress.update, self.progress.epoch, epoch_share)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["full_rate"] * factor
             self.progress.update += 1
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None and self.accelerator.sync_gradients:
+            self.average.update_parameters(self.accelerator.unwrap_model(self.model))
 
     def _end_epoch(self) -> None:
         """Scores dev against the class means under the new weights, from which the next epoch starts too."""
         progress, head = self.progress, self.settings.selects_by
         last = progress.epoch + 1 == self.settings.epochs
         self.samples = self.prompts.own_queries() if last else self._epoch_samples(progress.epoch + 1)
-        difficulty = self._survey()
+        difficulty = self._survey() if self._surveys(progress.epoch + 1) else self._remembered()
         scores = evaluate(self.criterion, self._encode(self.dev, "encoding dev"), self.corpus.labels)
         contrastive_loss, head_loss = (total / max(1, progress.batch) for total in progress.losses)
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
@@ -275,8 +322,8 @@ class Training:
             "sampler": self.sampler,
             "progress": self.progress,
         }
-        scaler = self.accelerator.scaler  # fp16 only
-        return parts if scaler is None else {**parts, "scaler": scaler}
+        only_sometimes = {"scaler": self.accelerator.scaler, "average": self.average}  # the scaler: fp16
+        return parts | {name: part for name, part in only_sometimes.items() if part is not None}
 
     def _save(self) -> None:
         """Writes a checkpoint, with the best weights so far in it, which makes it whole in itself."""
@@ -295,7 +342,7 @@ class Training:
             best = folder.partial / folder.best.name
             if progress.best_epoch and progress.best_epoch == progress.epoch and progress.batch == 0:
                 about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
-                save_model(best, accelerator.unwrap_model(self.model), self.criterion.memory, about)
+                save_model(best, accelerator.unwrap_model(self._scored), self.criterion.memory, about)
             elif before is not None and (before / best.name).exists():
                 link(before / best.name, best)
             folder.commit(progress.epoch, progress.batch, progress.history)
@@ -323,7 +370,7 @@ class Training:
 
     def _conclude(self) -> dict[str, Any]:
         """Scores the best weights on test, for the first and only time."""
-        load_model(self.folder.best, self.accelerator.unwrap_model(self.model), self.criterion.memory)
+        load_model(self.folder.best, self.accelerator.unwrap_model(self._scored), self.criterion.memory)
         samples = self._prompts(self.corpus.test).own_queries()
         encoded = self._encode(samples, "encoding test")
         settings, progress = self.settings, self.progress
