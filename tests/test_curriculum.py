@@ -1,4 +1,4 @@
-"""Difficulty and sampler: golden numbers, exactness of the draws, statistics of inclusion."""
+"""Sampler: golden numbers, exactness of the draws, statistics of inclusion, exact continuation."""
 
 import pickle
 from pathlib import Path
@@ -9,10 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import oracle
-from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
+from spcl_loss import DifficultyCurriculumSampler, PrototypeMemory, prototype_difficulty
 
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "curriculum.npz").items()}
 DRAWN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+UNEVEN = torch.tensor([1.0] * 5 + [0.7] * 5 + [0.3] * 6 + [0.0] * 5)
 each_draw = pytest.mark.parametrize("draw", ["fixed", "bernoulli"])
 
 
@@ -22,62 +23,24 @@ def sampler(n=101, num_epochs=4, **options):
     return DifficultyCurriculumSampler(difficulty, num_epochs=num_epochs, **options)
 
 
-class TestDifficulty:
-    def test_golden(self):
-        difficulty = prototype_difficulty(GOLDEN["embeddings"], GOLDEN["labels"], GOLDEN["centers"])
-        torch.testing.assert_close(difficulty, GOLDEN["difficulty"], rtol=1e-5, atol=0)
-        assert torch.equal(difficulty.argsort(), GOLDEN["easy_to_hard"])
+def indices_by_epoch(curriculum):
+    for epoch in range(curriculum.num_epochs):
+        curriculum.set_epoch(epoch)
+        yield curriculum.indices
 
-    def test_centres_default_to_the_class_means_of_raw_embeddings(self):
-        embeddings, labels = GOLDEN["embeddings"], GOLDEN["labels"]
-        expected = prototype_difficulty(embeddings, labels, GOLDEN["centers"])
-        torch.testing.assert_close(prototype_difficulty(embeddings, labels), expected, rtol=1e-12, atol=0)
 
-    def test_agrees_with_the_oracle_where_a_class_is_absent(self):
-        embeddings, labels = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 3 * 2  # classes 0, 2, 4
-        centers = {c: embeddings[labels == c].mean(0) for c in (0, 2, 4)}
-        expected = torch.tensor(oracle.difficulty(embeddings, labels, centers), dtype=torch.float64)
-        torch.testing.assert_close(prototype_difficulty(embeddings, labels), expected)
-
-    def test_blocks_change_no_number(self):
-        generator = torch.Generator().manual_seed(0)
-        embeddings = torch.randn(40_000, 4, generator=generator)
-        labels = torch.randint(5, (40_000,), generator=generator)
-        centers = torch.randn(5, 4, generator=generator)
-        pieces = zip(embeddings.split(999), labels.split(999), strict=True)
-        expected = torch.cat([prototype_difficulty(rows, own, centers) for rows, own in pieces])
-        torch.testing.assert_close(prototype_difficulty(embeddings, labels, centers), expected, rtol=1e-5, atol=1e-7)
-        means = torch.stack([embeddings[labels == c].mean(0) for c in range(5)])
-        by_means = prototype_difficulty(embeddings, labels, means)
-        torch.testing.assert_close(prototype_difficulty(embeddings, labels), by_means, rtol=1e-4, atol=1e-5)
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-    def test_half_embeddings_are_computed_in_float32(self, dtype):
-        embeddings, labels = torch.randn(50, 8).to(dtype), torch.arange(50) % 4
-        difficulty = prototype_difficulty(embeddings, labels)
-        assert difficulty.dtype == torch.float32
-        torch.testing.assert_close(difficulty, prototype_difficulty(embeddings.float(), labels))
-
-    @pytest.mark.parametrize(
-        ("embeddings", "labels"),
-        [
-            (DRAWN, [0] * 4),
-            (torch.ones(4, 3), [0, 0, 1, 1]),
-            (torch.zeros(4, 3), [0, 0, 1, 1]),
-            (DRAWN * 1e30, [0, 1, 0, 1]),
-            (DRAWN * 1e-30, [0, 1, 0, 1]),
-            (torch.eye(3), [0, 1, 2]),
-            (torch.empty(0, 3), []),
-        ],
-        ids=["one class", "all the same", "zero", "huge", "tiny", "own centre", "empty"],
-    )
-    def test_degenerate_embeddings_stay_in_the_unit_interval(self, embeddings, labels):
-        difficulty = prototype_difficulty(embeddings, torch.tensor(labels, dtype=torch.long))
-        assert difficulty.shape == (len(labels),)
-        assert ((difficulty >= 0) & (difficulty <= 1)).all()  # false for NaN
-
-    def test_carries_no_graph(self):
-        assert not prototype_difficulty(torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])).requires_grad
+def assert_included_as_stated(curriculum, epochs, draws):
+    """Chi-square of each sample's frequency against its keep probability in the present epoch."""
+    probability = curriculum.keep_probability()
+    counts = torch.zeros_like(probability)
+    for indices in epochs:
+        counts[indices] += 1
+    certain = (probability == 0) | (probability == 1)
+    assert torch.equal(counts[certain], draws * probability[certain])
+    variance = draws * probability * (1 - probability)
+    chi_square = ((counts - draws * probability) ** 2 / variance)[~certain]
+    assert chi_square.max() < 16  # one degree of freedom: once in 16,000
+    assert chi_square.mean() < 2
 
 
 class TestKeepProbability:
@@ -101,6 +64,57 @@ class TestKeepProbability:
             assert torch.equal(curriculum.keep_probability(epoch), curriculum.keep_probability())
 
 
+class TestSchedules:
+    @pytest.mark.parametrize("n", [1, 2, 11, 100])
+    @pytest.mark.parametrize("schedule", ["linear", (0.2, 0.6), (1, 0), (0.5, 0.5), "root", "step"])
+    def test_all_keep_half_of_the_data(self, n, schedule):
+        curriculum = sampler(n, num_epochs=5, schedule=schedule)
+        for epoch in range(5):
+            curriculum.set_epoch(epoch)
+            assert len(curriculum) == max(1, n // 2)
+            assert curriculum.keep_probability().sum().item() == pytest.approx(max(1, n // 2), abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("schedule", "tilts"),
+        [((0, 0.5), [0, 0.25, 0.5]), ((1.0, 0.0), [1, 0.5, 0]), ((0.5, 0.5), [0.5] * 3), ("linear", [0, 1 / 3, 2 / 3])],
+    )
+    def test_lines(self, schedule, tilts):
+        curriculum = DifficultyCurriculumSampler(torch.arange(10.0), num_epochs=3, schedule=schedule)
+        for epoch, tilt in enumerate(tilts):
+            expected = [(1 - tilt) * (9 - rank) / 9 + tilt * rank / 9 for rank in range(10)]
+            assert curriculum.keep_probability(epoch).tolist() == pytest.approx(expected, abs=1e-8)
+
+    @pytest.mark.parametrize(
+        ("schedule", "pools"), [("root", [5, 7, 8, 9, 10]), ("step", [5, 5, 5, 10, 10])]
+    )  # 10 * sqrt(1/4 + 3/4 k/4) = 5, 6.61, 7.91, 9.01, 10
+    def test_pools_grow_from_the_easiest_half_to_all(self, schedule, pools):
+        curriculum = DifficultyCurriculumSampler(torch.arange(10.0), num_epochs=5, schedule=schedule)
+        for epoch, pool in enumerate(pools):
+            expected = [5 / pool] * pool + [0] * (10 - pool)
+            assert curriculum.keep_probability(epoch).tolist() == pytest.approx(expected, abs=1e-8)
+
+    @each_draw
+    def test_a_callable(self, draw):
+        """All of a pool of the easiest that grows by one sample an epoch."""
+        pools = DifficultyCurriculumSampler(
+            torch.arange(10.0).flip(0), num_epochs=3, draw=draw, schedule=lambda epoch: torch.arange(10) < epoch + 2
+        )
+        assert [sorted(indices) for indices in epochs(pools)] == [[8, 9], [7, 8, 9], [6, 7, 8, 9]]
+
+    def test_a_callable_keeps_its_tensor(self):
+        keep = torch.full((101,), 0.25, dtype=torch.float64)
+        assert len(sampler(schedule=lambda epoch: keep)) == 25
+        assert torch.equal(keep, torch.full((101,), 0.25, dtype=torch.float64))
+
+    @pytest.mark.parametrize("nearly", [1 - 1e-6, 1 - 1e-12, 0.999])
+    def test_sums_next_to_a_whole_number(self, nearly):
+        """Rounding makes up a whole number, a real lack does not; and no sample is taken twice."""
+        keep = torch.tensor([1.0] * 50 + [nearly] + [0.0] * 50, dtype=torch.float64)
+        for seed in range(20):
+            drawn = list(sampler(schedule=lambda epoch: keep, seed=seed))
+            assert len(drawn) == len(set(drawn)) == (51 if nearly > 1 - 1e-9 else 50)
+
+
 class TestDraws:
     @each_draw
     @pytest.mark.parametrize("n", [1, 2, 3, 10, 101])
@@ -119,17 +133,58 @@ class TestDraws:
     @pytest.mark.parametrize("n", [20, 21])
     @pytest.mark.parametrize("epoch", [0, 1, 3])
     def test_every_sample_is_included_with_its_probability(self, draw, n, epoch):
-        draws, counts = 600, torch.zeros(n, dtype=torch.float64)
-        for seed in range(draws):
-            curriculum = sampler(n, draw=draw, seed=seed)
+        draws = [sampler(n, draw=draw, seed=seed) for seed in range(600)]
+        for curriculum in draws:
             curriculum.set_epoch(epoch)
-            counts[list(curriculum)] += 1
-        probability = curriculum.keep_probability().double()
-        certain = (probability < 1e-9) | (probability > 1 - 1e-9)
-        assert torch.equal(counts[certain], (draws * probability[certain]).round())
-        deviation = (counts - draws * probability) / (draws * probability * (1 - probability)).sqrt()
-        assert deviation[~certain].abs().max() < 4  # sample 0 and the last among them
-        assert deviation[~certain].square().mean() < 2
+        assert_included_as_stated(draws[0], (curriculum.indices for curriculum in draws), len(draws))
+
+    @each_draw
+    @pytest.mark.parametrize("schedule", [(0.1, 0.7), (1.0, 0.0), "root", "step", lambda _: UNEVEN])
+    def test_every_sample_is_included_as_the_schedule_says(self, draw, schedule):
+        draws = [sampler(21, draw=draw, seed=seed, schedule=schedule) for seed in range(600)]
+        for curriculum in draws:
+            curriculum.set_epoch(1)
+        assert_included_as_stated(draws[0], (curriculum.indices for curriculum in draws), len(draws))
+
+    @each_draw
+    def test_a_hundred_thousand_draws_show_no_bias(self, draw):
+        """One epoch a draw; sample 0, the last, and every rank among them."""
+        draws = 100_000
+        linear = (9 * torch.arange(24).flip(0) + torch.arange(24)) / 230  # from 9/10 to 1/10
+        curriculum = sampler(24, num_epochs=draws, draw=draw, schedule=lambda _: linear)
+        assert_included_as_stated(curriculum, indices_by_epoch(curriculum), draws)
+
+    @each_draw
+    def test_samples_of_equal_difficulty_are_included_equally(self, draw):
+        """Scores that nobody knows yet are equal; their order in the data set must not matter."""
+        equal = torch.zeros(20)
+        draws = [DifficultyCurriculumSampler(equal, num_epochs=4, draw=draw, seed=seed) for seed in range(600)]
+        assert torch.equal(draws[0].keep_probability(), torch.full((20,), 0.5, dtype=torch.float64))
+        assert_included_as_stated(draws[0], (curriculum.indices for curriculum in draws), len(draws))
+
+    def test_one_length_and_less_variance_than_coin_flips(self):
+        hardness = {}
+        for draw in ("fixed", "bernoulli"):
+            epochs = [sampler(100, draw=draw, seed=seed).indices for seed in range(1000)]
+            assert (len({len(indices) for indices in epochs}) == 1) == (draw == "fixed")
+            hardness[draw] = torch.tensor([(indices * 37 % 100).sum().item() for indices in epochs]).double().var()
+        # Coin flips: sum p q d^2. A fixed size: about sum p q (d - mean d)^2, with the mean weighted by p q.
+        assert hardness["fixed"] < 0.5 * hardness["bernoulli"]
+
+    @each_draw
+    def test_the_order_tells_nothing_about_difficulty(self, draw):
+        """Where in an epoch a kept sample comes is uniform, for the easiest, the hardest and all between."""
+        sums, squares, counts = (torch.zeros(12, dtype=torch.float64) for _ in range(3))
+        for seed in range(4000):
+            curriculum = sampler(12, draw=draw, seed=seed)
+            curriculum.set_epoch(1)
+            indices = curriculum.indices
+            place = (torch.arange(len(indices)) + 0.5) / len(indices) - 0.5
+            sums[indices] += place
+            squares[indices] += place**2
+            counts[indices] += 1
+        assert (sums / squares.sqrt()).abs().max() < 4
+        assert counts.min() > 500
 
     def test_the_curriculum_goes_from_easy_to_hard(self):
         curriculum = sampler(1001, num_epochs=10, shuffle=False)
@@ -205,6 +260,48 @@ class TestState:
         curriculum.set_epoch(1)
         direct = DifficultyCurriculumSampler(prototype_difficulty(embeddings, labels, centers), num_epochs=3)
         torch.testing.assert_close(curriculum.keep_probability(), direct.keep_probability(1))
+
+    def test_samples_not_seen_keep_their_score_and_the_last_one_seen_wins(self):
+        curriculum = DifficultyCurriculumSampler(torch.tensor([0.1, 0.2, 0.3, 0.4]), num_epochs=3)
+        centers, toward = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        curriculum.observe(torch.tensor([2, 0]), toward, torch.tensor([0, 0]), centers)  # easiest, hardest
+        curriculum.observe(torch.tensor([2]), toward[1:], torch.tensor([0]), centers)
+        torch.testing.assert_close(curriculum.difficulty, torch.tensor([1.0, 0.2, 1.0, 0.4]))
+        curriculum.observe(torch.tensor([3, 3]), toward, torch.tensor([0, 0]), centers)
+        torch.testing.assert_close(curriculum.difficulty, torch.tensor([1.0, 0.2, 1.0, 1.0]))
+
+    def test_what_is_not_finite_changes_no_score(self):
+        curriculum = DifficultyCurriculumSampler(torch.tensor([0.1, 0.2, 0.3, 0.4]), num_epochs=3)
+        rows = torch.tensor([[1.0, 0.0], [torch.nan, 1.0], [torch.inf, 1.0], [0.0, 0.0]])
+        centers = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
+        curriculum.observe(torch.arange(4), rows, torch.tensor([1, 0, 0, 1]), centers)
+        assert torch.equal(curriculum.difficulty, torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        curriculum.set_epoch(1, torch.tensor([torch.nan, 0.9, torch.inf, 0.8]))
+        assert torch.equal(curriculum.difficulty, torch.tensor([0.1, 0.9, 0.3, 0.8]))
+
+    def test_centroids_of_a_memory_that_does_not_know_all_classes(self):
+        memory = PrototypeMemory(3, 2)
+        memory.update(torch.eye(2), torch.tensor([0, 1]))
+        curriculum = DifficultyCurriculumSampler(torch.full((3,), 0.7), num_epochs=3)
+        curriculum.observe(torch.arange(3), torch.ones(3, 2), torch.tensor([0, 1, 2]), *memory.centroids())
+        torch.testing.assert_close(curriculum.difficulty, torch.tensor([0.5, 0.5, 0.7]))
+
+    def test_many_observations_are_taken_in_before_they_pile_up(self):
+        curriculum = sampler()
+        for step in range(3000):
+            curriculum.observe(torch.tensor([step % 101]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]), torch.eye(2))
+            assert len(curriculum._observed) < 1024
+        assert (curriculum.difficulty == 0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_scores_of_any_floating_type_are_ranked_alike(self, dtype):
+        scores = torch.tensor([0.0, -3.0, 2.5, -0.0, -0.25, 65504.0, 1.0]).to(dtype)
+        curriculum = DifficultyCurriculumSampler(
+            scores, num_epochs=1, schedule=lambda epoch: torch.ones(7), shuffle=False
+        )
+        order = list(curriculum)
+        assert order[:2] + order[4:] == [1, 4, 6, 2, 5]
+        assert set(order[2:4]) == {0, 3}
 
     @each_draw
     def test_a_restored_sampler_continues_identically(self, draw):
@@ -393,15 +490,6 @@ class TestWithoutSetEpoch:
             assert list(second) == expected[1]
 
 
-BAD_DIFFICULTY = {
-    "embeddings of integers": (TypeError, "float", "int64", {"embeddings": torch.ones(4, 3, dtype=torch.long)}),
-    "embeddings one-dimensional": (ValueError, "(n, D)", "(4,)", {"embeddings": torch.ones(4)}),
-    "no width": (ValueError, "at least 1", "0", {"embeddings": torch.ones(4, 0), "centers": torch.ones(2, 0)}),
-    "labels of another length": (ValueError, "(4,)", "(2,)", {"labels": torch.tensor([0, 1])}),
-    "labels of floats": (TypeError, "integer", "float32", {"labels": torch.ones(4)}),
-    "centers of another width": (ValueError, "(C, 3)", "(2, 5)", {"centers": torch.ones(2, 5)}),
-    "label without a centre": (ValueError, "2", "7", {"labels": torch.tensor([0, 1, 7, 0])}),
-}
 BAD_SAMPLER = {
     "difficulty two-dimensional": (ValueError, "(n,)", "(2, 2)", {"difficulty": torch.ones(2, 2)}),
     "difficulty empty": (ValueError, "at least one", "none", {"difficulty": torch.ones(0)}),
@@ -410,18 +498,21 @@ BAD_SAMPLER = {
     "unknown draw": (ValueError, "bernoulli", "poisson", {"draw": "poisson"}),
     "no replicas": (ValueError, "num_replicas", "0", {"num_replicas": 0}),
     "rank too large": (ValueError, "rank", "2", {"num_replicas": 2, "rank": 2}),
+    "unknown schedule": (ValueError, "'linear', 'root', 'step'", "'cosine'", {"schedule": "cosine"}),
+    "schedule of three": (ValueError, "a pair (start, end)", "(0, 1, 2)", {"schedule": (0, 1, 2)}),
+    "schedule out of range": (ValueError, "from 0", "(0.0, 1.5)", {"schedule": (0.0, 1.5)}),
+    "schedule of strings": (TypeError, "number", "str", {"schedule": ("a", "b")}),
+    "schedule of another length": (ValueError, "(4,)", "(3,)", {"schedule": lambda epoch: torch.ones(3)}),
+    "schedule no probability": (ValueError, "0 to 1", "1.5", {"schedule": lambda epoch: torch.full((4,), 1.5)}),
+    "schedule with a NaN": (ValueError, "0 to 1", "nan", {"schedule": lambda epoch: torch.full((4,), torch.nan)}),
+    "schedule that keeps nothing": (
+        ValueError,
+        "at least one",
+        "0.4",
+        {"schedule": lambda epoch: torch.full((4,), 0.1)},
+    ),
     "rank negative": (ValueError, "rank", "-1", {"rank": -1}),
 }
-
-
-@pytest.mark.parametrize("case", BAD_DIFFICULTY)
-def test_bad_difficulty_input_names_expected_and_received(case):
-    error, expected, received, change = BAD_DIFFICULTY[case]
-    arguments = {"embeddings": torch.ones(4, 3), "labels": torch.tensor([0, 1, 0, 1]), "centers": torch.ones(2, 3)}
-    with pytest.raises(error) as caught:
-        prototype_difficulty(**(arguments | change))
-    assert expected in str(caught.value)
-    assert received in str(caught.value)
 
 
 @pytest.mark.parametrize("case", BAD_SAMPLER)

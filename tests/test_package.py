@@ -14,6 +14,7 @@ PUBLIC = {
     "PrototypeMemory",
     "SupervisedPrototypicalContrastiveLoss",
     "prototype_difficulty",
+    "prototype_difficulty_blocks",
     "supervised_prototypical_contrastive_loss",
 }
 IMPORT = """

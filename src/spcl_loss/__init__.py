@@ -1,6 +1,7 @@
 """Supervised Prototypical Contrastive Learning (SPCL, EMNLP 2022) for any PyTorch training loop."""
 
-from spcl_loss.curriculum import DifficultyCurriculumSampler, prototype_difficulty
+from spcl_loss.curriculum import DifficultyCurriculumSampler
+from spcl_loss.difficulty import prototype_difficulty, prototype_difficulty_blocks
 from spcl_loss.loss import supervised_prototypical_contrastive_loss
 from spcl_loss.memory import PrototypeMemory
 from spcl_loss.module import SupervisedPrototypicalContrastiveLoss
@@ -12,5 +13,6 @@ __all__ = [
     "PrototypeMemory",
     "SupervisedPrototypicalContrastiveLoss",
     "prototype_difficulty",
+    "prototype_difficulty_blocks",
     "supervised_prototypical_contrastive_loss",
 ]

@@ -101,6 +101,20 @@ def check_labels(
         torch._assert_async(_valid_labels(labels.long(), num_classes, ignore_index).all(), message)
 
 
+def check_indices(indices: Tensor, rows: int, size: int) -> None:
+    """Integer indices, one a row, each of [0, size)."""
+    check_integers("indices", indices)
+    check_shape("indices", indices, (rows,))
+    if rows == 0:
+        return
+    message = f"indices must be at least 0 and below {size}, the number of samples"
+    inside = (indices.long() >= 0) & (indices.long() < size)
+    if indices.device.type != "cpu":
+        torch._assert_async(inside.all(), message)
+    elif not bool(inside.all()):
+        raise ValueError(f"{message}; received {int(indices[~inside][0])}. Number the samples from 0 on")
+
+
 def _check_label_values(labels: Tensor, num_classes: int | None, ignore_index: int | None, message: str) -> None:
     smallest, largest = (int(bound) for bound in labels.long().aminmax())
     if smallest >= 0 and (num_classes is None or largest < num_classes):

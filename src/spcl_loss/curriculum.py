@@ -1,100 +1,27 @@
-"""How hard each sample is, and a sampler that moves from easy to hard."""
+"""A sampler that moves from easy samples to hard ones."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from spcl_loss._checks import (
-    check_choice,
-    check_device,
-    check_floating,
-    check_integers,
-    check_labels,
-    check_shape,
-    check_size,
-)
-from spcl_loss._normalize import unit_rows
+from spcl_loss._checks import check_choice, check_floating, check_indices, check_size
+from spcl_loss.difficulty import prototype_difficulty
+from spcl_loss.schedule import Schedule, check_schedule, keep_by_rank
 
-_BLOCK_ELEMENTS = 1 << 20  # what one block of rows may hold: a few MiB, so that it stays in cache
+if TYPE_CHECKING:  # importing it brings more of NumPy along
+    from numpy.typing import NDArray
+
 _CHUNK = 1 << 16
+_WHOLE = 1 << 30  # keep probabilities are counted in parts of this, so that sums of any length are exact
+_HELD = 1024  # observations that wait on their device, so that a training step does not wait for it
 _DRAWS = ("fixed", "bernoulli")
-
-
-@torch.no_grad()
-def prototype_difficulty(embeddings: Tensor, labels: Tensor, centers: Tensor | None = None) -> Tensor:
-    """How far each sample is from its own class's centre, against all centres.
-
-    With the distance d = (1 - cos) / 2, the difficulty of sample i is ``d(z_i, own centre) / sum_c d(z_i, centre_c)``,
-    and zero where all distances are. The pass is blockwise: memory beyond the arguments and the result is that of a
-    block, and of the centres.
-
-    Args:
-        embeddings: (n, D) floating, of the whole training set, not normalised.
-        labels: (n,) integer classes.
-        centers: (C, D), row c for class c. None for the class means of `embeddings`; classes without a sample then
-            have no centre.
-
-    Returns:
-        (n,) in [0, 1]; float64 for float64 embeddings, else float32.
-
-    Raises:
-        TypeError: an argument is no tensor or has the wrong kind of dtype.
-        ValueError: a shape, a device or a label does not fit; the message says what would.
-
-    Example:
-        >>> import torch
-        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-        >>> prototype_difficulty(embeddings, torch.tensor([0, 1, 1]), centers=torch.eye(2))
-        tensor([0.0000, 0.0000, 0.5000])
-
-    Reference:
-        Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
-        EMNLP 2022, section 3.3.
-    """
-    check_floating("embeddings", embeddings, ("n", "D"))
-    rows, width = embeddings.shape
-    check_size("the width of embeddings", width)
-    if centers is not None:
-        check_floating("centers", centers, ("C", width))
-        check_device("centers", centers, "embeddings", embeddings.device)
-    check_labels(labels, rows, embeddings.device, None if centers is None else centers.shape[0], ignore_index=None)
-
-    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    labels = labels.long()
-    centers, exists = _class_means(embeddings, labels) if centers is None else (centers, None)
-    unit_centers = unit_rows(centers.to(dtype)).T
-    difficulty = embeddings.new_empty(rows, dtype=dtype)
-    for block in _blocks(rows, width + centers.shape[0]):
-        distances = ((1 - unit_rows(embeddings[block].to(dtype)) @ unit_centers) / 2).clamp_(0, 1)
-        own = distances.gather(1, labels[block, None]).squeeze(1)
-        total = (distances if exists is None else distances * exists).sum(1)
-        difficulty[block] = own / total.masked_fill(total == 0, 1)
-    return difficulty
-
-
-def _class_means(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(C, D) means of the raw embeddings, and (C,) bool, which classes have any."""
-    num_classes = int(labels.max()) + 1 if labels.numel() else 0
-    # A class may have millions of rows; float32 sums would lose digits. Apple's GPUs have no float64.
-    dtype = torch.float32 if embeddings.device.type == "mps" else torch.float64
-    sums = embeddings.new_zeros(num_classes, embeddings.shape[1], dtype=dtype)
-    for block in _blocks(*embeddings.shape):
-        sums.index_add_(0, labels[block], embeddings[block].to(dtype))
-    sizes = torch.bincount(labels, minlength=num_classes)
-    return sums / sizes.clamp_min(1)[:, None], sizes > 0
-
-
-def _blocks(rows: int, width: int) -> Iterator[slice]:
-    step = max(1, _BLOCK_ELEMENTS // max(1, width))
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
 
 
 class DifficultyCurriculumSampler(Sampler[int]):
@@ -104,7 +31,20 @@ class DifficultyCurriculumSampler(Sampler[int]):
     ``(1 - k/R) + (2 k/R - 1) r / (n - 1)``. With ``draw="bernoulli"`` every sample has a coin of its own, as in the
     paper, and the length of an epoch varies. With ``draw="fixed"`` systematic sampling over a random order keeps those
     probabilities and gives every epoch the same length, floor(n/2); for odd n, whose probabilities sum to half a
-    sample more, each is (n - 1)/n of the above. A single sample is always kept.
+    sample more, each is (n - 1)/n of the above. A single sample is always kept. Samples of equal difficulty are ranked
+    at random, anew each epoch.
+
+    Other schedules (scoring and pacing functions in the terms of Hacohen and Weinshall; orders in those of Wu et al.)
+    keep half of the data an epoch too, so that they compare at equal cost:
+
+    - ``(start, end)``: the keep probability is 1 - t for the easiest sample, t for the hardest, on a line between, and
+      t goes from `start` in the first epoch to `end` in the last. (1, 0) is the anti-curriculum, hard samples first;
+      (0.5, 0.5) is constant, each sample with probability 1/2.
+    - ``"root"``: half of the data out of a pool of the easiest, which grows from one half of the data in the first
+      epoch to all in the last as ``sqrt(1/4 + 3/4 k / (R - 1))`` (Platanios et al.).
+    - ``"step"``: that pool is one half in the first half of the epochs, then all (single step pacing).
+    - a callable: from the epoch to the (n,) keep probabilities in [0, 1], from the easiest sample to the hardest. Where
+      their sum is not whole, ``draw="fixed"`` scales them down to the next whole number.
 
     Which samples an epoch holds is settled when it begins, by `set_epoch`: it depends on the difficulty at that moment,
     the seed and the epoch alone. Where nobody calls `set_epoch`, every iteration after the first counts as the next
@@ -126,6 +66,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
     Args:
         difficulty: (n,) finite scores, such as `prototype_difficulty` gives; only their order matters.
         num_epochs: R, the epochs of the whole training.
+        schedule: "linear" as in the paper, or one of the above.
         draw: "fixed" or "bernoulli".
         shuffle: whether an epoch's samples come in random order; False gives them from easy to hard.
         seed: of the draws and the order.
@@ -149,6 +90,10 @@ class DifficultyCurriculumSampler(Sampler[int]):
     Reference:
         Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
         EMNLP 2022, section 3.3.
+        Hacohen, Weinshall: On The Power of Curriculum Learning in Training Deep Networks, ICML 2019.
+        Platanios, Stretcu, Neubig, Poczos, Mitchell: Competence-based Curriculum Learning for Neural Machine
+        Translation, NAACL 2019.
+        Wu, Dyer, Neyshabur: When Do Curricula Work?, ICLR 2021.
     """
 
     _iterator: _EpochIterator | None  # the last one that has begun in this epoch
@@ -159,6 +104,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         difficulty: Tensor,
         *,
         num_epochs: int,
+        schedule: Schedule = "linear",
         draw: str = "fixed",
         shuffle: bool = True,
         seed: int = 0,
@@ -166,61 +112,91 @@ class DifficultyCurriculumSampler(Sampler[int]):
         rank: int = 0,
     ) -> None:
         check_size("num_epochs", num_epochs)
+        check_schedule(schedule)
         check_choice("draw", draw, _DRAWS)
         check_size("seed", seed, minimum=0)
         check_size("num_replicas", num_replicas)
         check_size("rank", rank, minimum=0)
         if rank >= num_replicas:
             raise ValueError(f"rank must be below num_replicas={num_replicas}; received {rank}. Ranks count from 0")
-        self.num_epochs, self.draw, self.shuffle, self.seed = num_epochs, draw, shuffle, seed
-        self.num_replicas, self.rank = num_replicas, rank
-        self.difficulty = _scores(difficulty)
+        self.num_epochs, self.schedule, self.draw = num_epochs, schedule, draw
+        self.shuffle, self.seed, self.num_replicas, self.rank = shuffle, seed, num_replicas, rank
+        self._difficulty = _scores(difficulty)  # never written to, so that states and epochs can share it
+        self._observed: list[tuple[Tensor, Tensor]] = []
         self._counts_iterations, self._may_warn = True, True
-        self._begin_epoch(0, self.difficulty.clone())
+        self.epoch, self._drawn_from = -1, self._difficulty
+        self._begin_epoch(0, self._difficulty)
+
+    @property
+    def difficulty(self) -> Tensor:
+        """(n,) the last finite score of every sample, on the CPU."""
+        if self._observed:
+            indices, scores = (torch.cat(parts).cpu() for parts in zip(*self._observed, strict=True))
+            self._observed.clear()
+            finite, updated = scores.isfinite(), self._difficulty.clone()
+            # NumPy lets the last of several scores of a sample win; torch leaves it open.
+            updated.numpy()[indices[finite].numpy()] = scores[finite].numpy()
+            self._difficulty = updated
+        return self._difficulty
 
     def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
-        """Begins epoch `epoch` of 0 .. num_epochs - 1, with new scores (n,) if they are given.
+        """Begins epoch `epoch` of 0 .. num_epochs - 1.
 
         The epoch that `load_state_dict` has taken up goes on, unless new scores are given.
+
+        Args:
+            epoch: which one.
+            difficulty: (n,) new scores. A sample whose score is not finite keeps its last one.
         """
         self._check_epoch(epoch)
         if difficulty is not None:
-            self.difficulty = _scores(difficulty, self.difficulty.shape[0])
+            check_floating("difficulty", difficulty, self._difficulty.shape)
+            scores = difficulty.detach().cpu().to(self._difficulty.dtype)
+            self._difficulty = torch.where(scores.isfinite(), scores, self.difficulty)
+        goes_on = self._resume_at is not None and difficulty is None and epoch == self.epoch
         self._counts_iterations = self._may_warn = False
-        if difficulty is not None or epoch != self.epoch or self._resume_at is None:
-            self._begin_epoch(epoch, self.difficulty.clone())
+        if not goes_on:
+            self._begin_epoch(epoch, self.difficulty)
 
-    def observe(self, indices: Tensor, embeddings: Tensor, labels: Tensor, centers: Tensor) -> None:
+    def observe(
+        self,
+        indices: Tensor,
+        embeddings: Tensor,
+        labels: Tensor,
+        centers: Tensor,
+        center_mask: Tensor | None = None,
+    ) -> None:
         """Refreshes the difficulty of samples from their embeddings in a training step, for the epochs to come.
+
+        With a memory: ``sampler.observe(indices, embeddings, labels, *memory.centroids())``. The score of a sample is
+        the one of the last step that saw it, however long ago; a sample that no step has seen keeps the one it came
+        with. Embeddings with a NaN or an infinity, and samples whose class has no centre, change nothing.
+
+        Every rank has to observe the same samples, or the ranks would draw different epochs: gather the arguments
+        first.
 
         Args:
             indices: (N,) integer, which samples these are.
             embeddings: (N, D), not normalised.
             labels: (N,) integer classes.
-            centers: (C, D) centre of each class, such as `PrototypeMemory.centroids` gives.
+            centers: (C, D) centre of each class.
+            center_mask: (C,) bool, which of the centres exist. None for all.
         """
-        scores = prototype_difficulty(embeddings, labels, centers).to(self.difficulty)
-        check_integers("indices", indices)
-        check_shape("indices", indices, scores.shape)
-        indices = indices.long().cpu()
-        outside = (indices < 0) | (indices >= self.difficulty.shape[0])
-        if bool(outside.any()):
-            raise ValueError(
-                f"indices must be at least 0 and below {self.difficulty.shape[0]}, the number of samples; "
-                f"received {int(indices[outside][0])}"
-            )
-        finite = scores.isfinite()
-        self.difficulty[indices[finite]] = scores[finite]
+        scores = prototype_difficulty(embeddings, labels, centers, center_mask).to(self._difficulty.dtype)
+        check_indices(indices, scores.shape[0], self._difficulty.shape[0])
+        self._observed.append((indices.long().to(scores.device), scores))
+        if len(self._observed) >= _HELD:
+            self._difficulty = self.difficulty
 
     def keep_probability(self, epoch: int | None = None) -> Tensor:
         """(n,) float64, by sample: how probable its presence is, in `epoch` or in the present one."""
         epoch = self.epoch if epoch is None else epoch
         self._check_epoch(epoch)
-        order = self._easy_to_hard()
-        shares, whole = self._shares(torch.arange(order.shape[0]), epoch)
-        probability = torch.empty(order.shape[0], dtype=torch.float64)
-        probability[order] = shares.double() / whole
-        return probability
+        shares, whole = self._shares(epoch)
+        # Samples of equal difficulty take the places that are theirs together in any order.
+        _, group, sizes = np.unique(self._drawn_from.numpy(), return_inverse=True, return_counts=True)
+        sums = np.bincount(np.sort(group), shares / whole)
+        return torch.from_numpy((sums / sizes)[group])
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """Epoch, position, seed and scores: what `load_state_dict` needs to go on, in the midst of an epoch too.
@@ -234,9 +210,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
         else:
             check_size("position", position, minimum=0)
             used = position * self.num_replicas
-        state = {"epoch": self.epoch, "position": used, "seed": self.seed, "difficulty": self.difficulty.clone()}
-        if not torch.equal(self.difficulty, self._drawn_from):
-            state["drawn_from"] = self._drawn_from.clone()
+        state = {"epoch": self.epoch, "position": used, "seed": self.seed, "difficulty": self.difficulty}
+        if self._drawn_from is not self.difficulty:  # other scores have come in since the epoch began
+            state["drawn_from"] = self._drawn_from
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -244,12 +220,13 @@ class DifficultyCurriculumSampler(Sampler[int]):
         missing = {"epoch", "position", "seed", "difficulty"} - state.keys()
         if missing:
             raise ValueError(f"state must come from state_dict; received one without {', '.join(sorted(missing))}")
-        difficulty = _scores(state["difficulty"], self.difficulty.shape[0])
-        drawn_from = _scores(state.get("drawn_from", difficulty), self.difficulty.shape[0])
+        difficulty = _scores(state["difficulty"], self._difficulty)
+        drawn_from = _scores(state["drawn_from"], self._difficulty) if "drawn_from" in state else difficulty
         self._check_epoch(state["epoch"])
         check_size("position", state["position"], minimum=0)
         check_size("seed", state["seed"], minimum=0)
-        self.seed, self.difficulty = state["seed"], difficulty
+        self.seed, self._difficulty = state["seed"], difficulty
+        self._observed.clear()
         self._begin_epoch(state["epoch"], drawn_from)
         self._resume_at = state["position"]
         self._counts_iterations = True
@@ -257,17 +234,18 @@ class DifficultyCurriculumSampler(Sampler[int]):
     @property
     def indices(self) -> Tensor:
         """(len,) int64: the samples of this rank in the present epoch, in order. Looking is no iteration."""
-        return self._indices[self.rank : len(self) * self.num_replicas : self.num_replicas]
+        return self._indices.long()
 
     def __iter__(self) -> Iterator[int]:
         return _EpochIterator(self)
 
     def __len__(self) -> int:
-        return self._indices.shape[0] // self.num_replicas
+        return self._indices.shape[0]
 
     def _begin_epoch(self, epoch: int, drawn_from: Tensor) -> None:
+        if epoch != self.epoch or drawn_from is not self._drawn_from:
+            self._indices = self._draw(epoch, drawn_from)
         self.epoch, self._drawn_from = epoch, drawn_from
-        self._indices = self._draw_epoch()
         self._iterator = None
         self._resume_at = None
 
@@ -283,7 +261,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
                     stacklevel=3,  # the code that iterates, or the loader
                 )
                 self._may_warn = False
-            self._begin_epoch(min(self.epoch + 1, self.num_epochs - 1), self.difficulty.clone())
+            self._begin_epoch(min(self.epoch + 1, self.num_epochs - 1), self.difficulty)
         return 0
 
     def _position(self) -> int:
@@ -300,36 +278,44 @@ class DifficultyCurriculumSampler(Sampler[int]):
                 "Build the sampler with the epochs of the whole training"
             )
 
-    def _easy_to_hard(self) -> Tensor:
-        return self._drawn_from.argsort(stable=True)
+    def _draw(self, epoch: int, difficulty: Tensor) -> Tensor:
+        """The samples of this rank in the epoch, in the order in which it sees them."""
+        generator = np.random.default_rng([self.seed, epoch])
+        size = difficulty.shape[0]
+        order = generator.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))
+        easy_to_hard = _argsort(difficulty.numpy()[order])  # places in `order`, which breaks ties at random
+        shares, whole = self._shares(epoch)
+        by_place = np.empty_like(shares)
+        by_place[easy_to_hard] = shares
+        del shares  # one of several arrays of the size of the scores
+        kept = self._keep(by_place, whole, generator)
+        drawn = order[kept] if self.shuffle else order[easy_to_hard[kept[easy_to_hard]]]
+        equal = drawn.shape[0] - drawn.shape[0] % self.num_replicas
+        return torch.from_numpy(drawn[self.rank : equal : self.num_replicas].copy())
 
-    def _draw_epoch(self) -> Tensor:
-        """The samples of the epoch, in the order in which the ranks together see them."""
-        generator = np.random.default_rng([self.seed, self.epoch])
-        order = self._easy_to_hard()
-        ranks = torch.from_numpy(generator.permutation(order.shape[0]))
-        kept = ranks[self._keep(ranks, generator)]
-        return order[kept if self.shuffle else kept.sort().values]
-
-    def _keep(self, ranks: Tensor, generator: np.random.Generator) -> Tensor:
-        """Which of the ranks, given in random order, the epoch holds."""
-        shares, whole = self._shares(ranks, self.epoch)
+    def _keep(self, shares: NDArray[Any], whole: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+        """Which samples the epoch holds."""
+        kept = np.empty(shares.shape, dtype=bool)
         if self.draw == "bernoulli":
-            return torch.from_numpy(generator.integers(whole, size=ranks.shape[0])) < shares
+            np.less(generator.integers(whole, size=shares.shape[0], dtype=np.int32), shares, out=kept)
+            return kept
         # Systematic sampling: lay the shares end to end from a random start on, and take the sample at every multiple
         # of `whole`. The shares add up to a multiple of it, so the number taken does not depend on the start.
-        ends = shares.cumsum(0) + int(generator.integers(whole))
-        return torch.diff(ends // whole, prepend=ends.new_zeros(1)) > 0
+        crossed = shares.astype(np.int64)
+        np.cumsum(crossed, out=crossed)
+        crossed += generator.integers(whole)
+        crossed //= whole
+        kept[0] = crossed[0] > 0
+        np.not_equal(crossed[1:], crossed[:-1], out=kept[1:])
+        return kept
 
-    def _shares(self, ranks: Tensor, epoch: int) -> tuple[Tensor, int]:
-        """The keep probability of each rank as a fraction of whole numbers: nothing is lost to rounding at any size."""
-        size, epochs = self.difficulty.shape[0], self.num_epochs
-        if size == 1:
-            return torch.ones_like(ranks), 1
-        shares = (epochs - epoch) * (size - 1) + (2 * epoch - epochs) * ranks
-        # The shares add up to size/2 times epochs * (size - 1), which is (size - 1)/2 times epochs * size.
-        odd = self.draw == "fixed" and size % 2 == 1
-        return shares, epochs * (size if odd else size - 1)
+    def _shares(self, epoch: int) -> tuple[NDArray[np.int32], int]:
+        """The keep probability of each rank as a fraction of whole numbers."""
+        size = self._difficulty.shape[0]
+        keep = keep_by_rank(self.schedule, epoch, self.num_epochs, size)
+        keep *= _WHOLE
+        shares = np.rint(keep, out=keep).astype(np.int32)
+        return (shares, _WHOLE) if self.draw == "bernoulli" else _whole_number(shares, epoch)
 
 
 class _EpochIterator(Iterator[int]):
@@ -365,21 +351,54 @@ class _EpochIterator(Iterator[int]):
         check_size("position", state["position"], minimum=0)
         if state["epoch"] != self._sampler.epoch:
             self._sampler._check_epoch(state["epoch"])
-            self._sampler._begin_epoch(state["epoch"], self._sampler.difficulty.clone())
+            self._sampler._begin_epoch(state["epoch"], self._sampler.difficulty)
         self._begin(state["position"])
 
     def _begin(self, position: int) -> None:
         sampler = self._sampler
-        self._begun, self._epoch, self._indices = True, sampler.epoch, sampler.indices
+        self._begun, self._epoch, self._indices = True, sampler.epoch, sampler._indices
         # Another number of ranks may have left off between two rounds of ours; none sees a sample again.
         self.position = min(-(-position // sampler.num_replicas), len(sampler))
         self._chunk = []
         sampler._iterator, sampler._resume_at = self, None
 
 
-def _scores(difficulty: Tensor, size: int | None = None) -> Tensor:
+def _whole_number(shares: NDArray[np.int32], epoch: int) -> tuple[NDArray[np.int32], int]:
+    """Shares, and what one sample is in them, such that they add up to a whole number of samples.
+
+    Shares of n samples are off by n/2 in all by rounding; what they lack to the whole number, single units make up.
+    """
+    total = int(shares.sum(dtype=np.int64))
+    rounded = int(np.count_nonzero((shares > 0) & (shares < _WHOLE))) // 2
+    length = (total + rounded) // _WHOLE
+    if length == 0:
+        raise ValueError(
+            f"schedule must keep at least one sample an epoch; received keep probabilities that add up to "
+            f"{total / _WHOLE:g} in epoch {epoch}. Raise them, or take draw='bernoulli'"
+        )
+    whole = max(_WHOLE, -(-total // length))
+    short = whole * length - total
+    if short:
+        shares[np.flatnonzero((shares > 0) & (shares < whole))[:short]] += 1
+    return shares, whole
+
+
+def _argsort(scores: NDArray[Any]) -> NDArray[Any]:
+    """Stable. Single-precision scores are sorted as integers that hold their places too: several times faster."""
+    if scores.dtype != np.float32 or scores.shape[0] >= 2**31:
+        return scores.argsort(kind="stable")
+    keys = (scores + np.float32(0)).view(np.int32)  # -0 becomes 0
+    keys ^= (keys >> 31) & 0x7FFFFFFF  # the bits of negative numbers count downwards
+    pairs = keys.astype(np.int64)
+    pairs <<= 32
+    pairs |= np.arange(scores.shape[0], dtype=np.int32)
+    pairs.sort()
+    return pairs.astype(np.int32)  # the lower half
+
+
+def _scores(difficulty: Tensor, like: Tensor | None = None) -> Tensor:
     """A copy of the scores on the CPU, all of them finite."""
-    check_floating("difficulty", difficulty, ("n" if size is None else size,))
+    check_floating("difficulty", difficulty, ("n",) if like is None else like.shape)
     if difficulty.shape[0] == 0:
         raise ValueError("difficulty must hold at least one sample; received none. Rank the training set first")
     finite = difficulty.isfinite()
@@ -387,6 +406,7 @@ def _scores(difficulty: Tensor, size: int | None = None) -> Tensor:
         wrong = int((~finite).nonzero()[0])
         raise ValueError(
             f"difficulty must be finite; received {float(difficulty[wrong])} for sample {wrong}. "
-            "Embeddings with a NaN or an infinity have no difficulty"
+            "Embeddings with a NaN or an infinity have no difficulty; set_epoch keeps the last one"
         )
-    return difficulty.detach().cpu().clone()
+    half = difficulty.dtype not in (torch.float32, torch.float64)
+    return difficulty.detach().cpu().to(torch.float32 if half else difficulty.dtype, copy=True)

@@ -1,0 +1,191 @@
+"""Difficulty: golden numbers, agreement with loops in float64, blocks, what is not finite."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import oracle
+from spcl_loss import prototype_difficulty, prototype_difficulty_blocks
+
+GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "curriculum.npz").items()}
+DRAWN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+
+class TestDifficulty:
+    def test_golden(self):
+        difficulty = prototype_difficulty(GOLDEN["embeddings"], GOLDEN["labels"], GOLDEN["centers"])
+        torch.testing.assert_close(difficulty, GOLDEN["difficulty"], rtol=1e-5, atol=0)
+        assert torch.equal(difficulty.argsort(), GOLDEN["easy_to_hard"])
+
+    def test_centres_default_to_the_class_means_of_raw_embeddings(self):
+        embeddings, labels = GOLDEN["embeddings"], GOLDEN["labels"]
+        expected = prototype_difficulty(embeddings, labels, GOLDEN["centers"])
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels), expected, rtol=1e-12, atol=0)
+
+    def test_agrees_with_the_oracle_where_a_class_is_absent(self):
+        embeddings, labels = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 3 * 2  # classes 0, 2, 4
+        centers = {c: embeddings[labels == c].mean(0) for c in (0, 2, 4)}
+        expected = torch.tensor(oracle.difficulty(embeddings, labels, centers), dtype=torch.float64)
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels), expected)
+
+    def test_blocks_change_no_number(self):
+        generator = torch.Generator().manual_seed(0)
+        embeddings = torch.randn(40_000, 4, generator=generator)
+        labels = torch.randint(5, (40_000,), generator=generator)
+        centers = torch.randn(5, 4, generator=generator)
+        pieces = zip(embeddings.split(999), labels.split(999), strict=True)
+        expected = torch.cat([prototype_difficulty(rows, own, centers) for rows, own in pieces])
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels, centers), expected, rtol=1e-5, atol=1e-7)
+        means = torch.stack([embeddings[labels == c].mean(0) for c in range(5)])
+        by_means = prototype_difficulty(embeddings, labels, means)
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels), by_means, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_half_embeddings_are_computed_in_float32(self, dtype):
+        embeddings, labels = torch.randn(50, 8).to(dtype), torch.arange(50) % 4
+        difficulty = prototype_difficulty(embeddings, labels)
+        assert difficulty.dtype == torch.float32
+        torch.testing.assert_close(difficulty, prototype_difficulty(embeddings.float(), labels))
+
+    @pytest.mark.parametrize(
+        ("embeddings", "labels"),
+        [
+            (DRAWN, [0] * 4),
+            (torch.ones(4, 3), [0, 0, 1, 1]),
+            (torch.zeros(4, 3), [0, 0, 1, 1]),
+            (DRAWN * 1e30, [0, 1, 0, 1]),
+            (DRAWN * 1e-30, [0, 1, 0, 1]),
+            (torch.eye(3), [0, 1, 2]),
+            (torch.empty(0, 3), []),
+        ],
+        ids=["one class", "all the same", "zero", "huge", "tiny", "own centre", "empty"],
+    )
+    def test_degenerate_embeddings_stay_in_the_unit_interval(self, embeddings, labels):
+        difficulty = prototype_difficulty(embeddings, torch.tensor(labels, dtype=torch.long))
+        assert difficulty.shape == (len(labels),)
+        assert ((difficulty >= 0) & (difficulty <= 1)).all()  # false for NaN
+
+    def test_carries_no_graph(self):
+        assert not prototype_difficulty(torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])).requires_grad
+
+    def test_classes_without_a_centre_take_no_part(self):
+        embeddings, labels, centers = torch.randn(30, 5), torch.arange(30) % 3, torch.randn(3, 5)
+        mask = torch.tensor([True, False, True])
+        masked = prototype_difficulty(embeddings, labels, centers, mask)
+        known = labels != 1
+        expected = prototype_difficulty(embeddings[known], labels[known] // 2, centers[[0, 2]])
+        torch.testing.assert_close(masked[known], expected)
+        assert masked[~known].isnan().all()
+
+    @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+    def test_what_is_not_finite_poisons_nothing_else(self, wrong):
+        embeddings, labels = torch.randn(30, 5), torch.arange(30) % 3
+        poisoned = embeddings.clone()
+        poisoned[[4, 9], [0, 3]] = wrong
+        finite = poisoned.isfinite().all(1)
+        difficulty = prototype_difficulty(poisoned, labels)
+        torch.testing.assert_close(difficulty[finite], prototype_difficulty(embeddings[finite], labels[finite]))
+        assert difficulty[~finite].isnan().all()
+
+    def test_a_centre_that_is_not_finite_is_none(self):
+        embeddings, labels, centers = torch.randn(30, 5), torch.arange(30) % 3, torch.randn(3, 5)
+        centers[1, 2] = torch.nan
+        expected = prototype_difficulty(embeddings, labels, centers, torch.tensor([True, False, True]))
+        torch.testing.assert_close(prototype_difficulty(embeddings, labels, centers), expected, equal_nan=True)
+
+
+def in_blocks(embeddings, labels, size, order=None):
+    order = torch.arange(len(labels)) if order is None else order
+    return [(rows, embeddings[rows], labels[rows]) for rows in order.split(size)]
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("size", [1, 7, 40])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_two_passes_give_what_the_whole_gives(self, size, dtype):
+        embeddings, labels = torch.randn(40, 6).to(dtype), torch.arange(40) % 5 * 2  # classes 1, 3, ... have no sample
+        order = torch.randperm(40)
+        expected = prototype_difficulty(embeddings, labels)
+        actual = prototype_difficulty_blocks(in_blocks(embeddings, labels, size, order), 40)
+        torch.testing.assert_close(actual, expected)
+
+    def test_one_pass_over_a_generator_with_given_centres(self):
+        embeddings, labels, centers = torch.randn(40, 6), torch.arange(40) % 3, torch.randn(4, 6)
+        mask = torch.tensor([True, True, False, True])
+        blocks = in_blocks(embeddings, labels, 9)
+        actual = prototype_difficulty_blocks((block for block in blocks), 40, centers, mask)
+        expected = prototype_difficulty(embeddings, labels, centers, mask)
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+
+    def test_blocks_of_a_data_loader_that_shuffles(self):
+        embeddings, labels = torch.randn(40, 6), torch.arange(40) % 3
+        loader = DataLoader(TensorDataset(torch.arange(40), embeddings, labels), batch_size=7, shuffle=True)
+        torch.testing.assert_close(prototype_difficulty_blocks(loader, 40), prototype_difficulty(embeddings, labels))
+
+    def test_samples_in_no_block_and_not_finite_have_no_difficulty(self):
+        embeddings, labels = torch.randn(10, 6), torch.arange(10) % 2
+        embeddings[3, 0] = torch.nan
+        difficulty = prototype_difficulty_blocks(in_blocks(embeddings, labels, 4), 12)
+        assert difficulty.isnan().nonzero().flatten().tolist() == [3, 10, 11]
+        torch.testing.assert_close(difficulty[:10], prototype_difficulty(embeddings, labels), equal_nan=True)
+
+    def test_a_class_of_a_later_block_and_an_empty_block(self):
+        embeddings, labels = torch.randn(8, 3), torch.tensor([0, 0, 0, 1, 1, 6, 6, 2])
+        blocks = [*in_blocks(embeddings, labels, 3), (torch.zeros(0).long(), torch.zeros(0, 3), torch.zeros(0).long())]
+        torch.testing.assert_close(prototype_difficulty_blocks(blocks, 8), prototype_difficulty(embeddings, labels))
+
+
+class _Once:
+    """Starts anew in looks only."""
+
+    def __init__(self, blocks):
+        self.blocks = iter(blocks)
+
+    def __iter__(self):
+        yield from self.blocks
+
+
+BLOCKS = in_blocks(DRAWN, torch.tensor([0, 1, 0, 1]), 2)
+BAD_BLOCKS = {
+    "a generator in two passes": (ValueError, "starts anew", "generator", {"blocks": (block for block in BLOCKS)}),
+    "one pass in disguise": (ValueError, "4 rows in the first", "0 in the second", {"blocks": _Once(BLOCKS)}),
+    "no blocks": (ValueError, "at least one block", "none", {"blocks": []}),
+    "no samples": (ValueError, "num_samples", "0", {"num_samples": 0}),
+    "index too large": (ValueError, "below 3", "3", {"num_samples": 3}),
+    "mask without centers": (ValueError, "centers", "None", {"center_mask": torch.ones(2, dtype=torch.bool)}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BLOCKS)
+def test_bad_blocks_name_expected_and_received(case):
+    error, expected, received, change = BAD_BLOCKS[case]
+    with pytest.raises(error) as caught:
+        prototype_difficulty_blocks(**({"blocks": BLOCKS, "num_samples": 4} | change))
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
+
+
+BAD_DIFFICULTY = {
+    "embeddings of integers": (TypeError, "float", "int64", {"embeddings": torch.ones(4, 3, dtype=torch.long)}),
+    "embeddings one-dimensional": (ValueError, "(n, D)", "(4,)", {"embeddings": torch.ones(4)}),
+    "no width": (ValueError, "at least 1", "0", {"embeddings": torch.ones(4, 0), "centers": torch.ones(2, 0)}),
+    "labels of another length": (ValueError, "(4,)", "(2,)", {"labels": torch.tensor([0, 1])}),
+    "labels of floats": (TypeError, "integer", "float32", {"labels": torch.ones(4)}),
+    "centers of another width": (ValueError, "(C, 3)", "(2, 5)", {"centers": torch.ones(2, 5)}),
+    "mask of another length": (ValueError, "(2,)", "(3,)", {"center_mask": torch.ones(3, dtype=torch.bool)}),
+    "mask of integers": (TypeError, "bool", "int64", {"center_mask": torch.ones(2, dtype=torch.long)}),
+    "label without a centre": (ValueError, "2", "7", {"labels": torch.tensor([0, 1, 7, 0])}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DIFFICULTY)
+def test_bad_difficulty_input_names_expected_and_received(case):
+    error, expected, received, change = BAD_DIFFICULTY[case]
+    arguments = {"embeddings": torch.ones(4, 3), "labels": torch.tensor([0, 1, 0, 1]), "centers": torch.ones(2, 3)}
+    with pytest.raises(error) as caught:
+        prototype_difficulty(**(arguments | change))
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
