@@ -94,12 +94,13 @@ def _settings(dataset: str, stored: Settings | None, arguments: argparse.Namespa
     try:
         if stored is not None and arguments.preset is None:
             return replace(stored, dataset=dataset, **given(arguments))
-        return Settings(dataset=dataset, **preset(arguments.preset or _default_preset(), dataset) | given(arguments))
+        return Settings(dataset=dataset, **preset(arguments.preset or default_preset(), dataset) | given(arguments))
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def _default_preset() -> str:
+def default_preset() -> str:
+    """The one for this machine."""
     import torch
 
     return "gpu" if torch.cuda.is_available() else "cpu"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 COLORS = ("#999999", "#E69F00", "#56B4E9", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000", "#F0E442")
@@ -37,18 +38,9 @@ def confusion_matrix(gold: Tensor, predicted: Tensor, labels: Sequence[str], res
     """Share of each true class by predicted class, with the counts."""
     counts = np.zeros((len(labels), len(labels)), dtype=int)
     np.add.at(counts, (gold.numpy(), predicted.numpy()), 1)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*counts.shape):
-        count, share = counts[row, column], shares[row, column]
-        if count:
-            color = "white" if share > 0.55 else "black"
-            axes.text(column, row, f"{share:.0%}\n{count}", ha="center", va="center", fontsize=7.5, color=color)
-    sizes = [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)]
-    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), sizes)
+    image = draw_confusion(axes, counts, labels)
     axes.set(
         xlabel="predicted by the nearest prototype",
         ylabel="true emotion (utterances)",
@@ -58,33 +50,60 @@ def confusion_matrix(gold: Tensor, predicted: Tensor, labels: Sequence[str], res
     return figure
 
 
+def draw_confusion(axes: Axes, counts: np.ndarray, labels: Sequence[str]) -> AxesImage:
+    """(C, C) counts, coloured by their share of the true class."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        count, share = counts[row, column], shares[row, column]
+        if count:
+            color = "white" if share > 0.55 else "black"
+            axes.text(column, row, f"{share:.0%}\n{count}", ha="center", va="center", fontsize=7.5, color=color)
+    sizes = [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)]
+    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(labels)), sizes)
+    return image
+
+
 def representation_map(
     features: Tensor, gold: Tensor, centroids: Tensor, exists: Tensor, labels: Sequence[str], result: dict[str, Any]
 ) -> Figure:
     """t-SNE of test representations by cosine, the prototypes among them."""
     shown = np.sort(np.random.default_rng(0).permutation(len(features))[:SHOWN])
-    places = _two_dimensions(np.concatenate([features.numpy()[shown], centroids.numpy()]))
-    points, stars = places[: len(shown)], places[len(shown) :]
-    truth = gold.numpy()[shown]
+    places = two_dimensions(np.concatenate([features.numpy()[shown], centroids.numpy()]))
     figure = Figure(figsize=(6.6, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    for label in np.argsort(-np.bincount(truth, minlength=len(labels))).tolist():  # rare classes on top
-        style: dict[str, Any] = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
-        some = truth == label
-        axes.scatter(points[some, 0], points[some, 1], s=9, alpha=0.6, linewidths=0, label=labels[label], **style)
-    for label, (x, y) in zip(np.flatnonzero(exists.numpy()).tolist(), stars, strict=True):
-        style = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
-        axes.scatter(x, y, s=170, edgecolors="black", linewidths=1.4, zorder=3, **style)
-    axes.set(xticks=[], yticks=[], title=_title("Test representations (t-SNE)", result))
+    draw_map(axes, places, gold.numpy()[shown], np.flatnonzero(exists.numpy()), labels)
+    axes.set_title(_title("Test representations (t-SNE)", result))
     axes.set_xlabel("large, outlined: the class's prototype")
-    legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="true emotion", markerscale=2)
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)
+    map_legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def _two_dimensions(rows: np.ndarray) -> np.ndarray:
+def draw_map(
+    axes: Axes, places: np.ndarray, truth: np.ndarray, prototypes: np.ndarray, labels: Sequence[str], size: float = 9
+) -> None:
+    """Points of the classes `truth` (n,), then the prototypes of the classes `prototypes` (P,); places (n + P, 2)."""
+    points, stars = places[: len(truth)], places[len(truth) :]
+    for label in np.argsort(-np.bincount(truth, minlength=len(labels))).tolist():  # rare classes on top
+        style: dict[str, Any] = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
+        some = truth == label
+        axes.scatter(points[some, 0], points[some, 1], s=size, alpha=0.6, linewidths=0, label=labels[label], **style)
+    for label, (x, y) in zip(prototypes.tolist(), stars, strict=True):
+        style = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
+        axes.scatter(x, y, s=170, edgecolors="black", linewidths=1.4, zorder=3, **style)
+    axes.set(xticks=[], yticks=[])
+
+
+def map_legend(axes: Axes, **place: Any) -> None:
+    """The classes' colours and shapes, in full strength."""
+    legend = axes.legend(frameon=False, title="true emotion", markerscale=2, **place)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+
+
+def two_dimensions(rows: np.ndarray) -> np.ndarray:
     """(n, 2) by t-SNE, or by the first two principal components where neighbourhoods would be too small for it."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -112,6 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
     "gpu": {"context_turns": 8, "max_length": 256, "epochs": 8, "batch_size": 32, "encoding_batch_size": 256,
             "attention": "sdpa", "attention_dropout": None},
+    "mpnet": {"encoder": "microsoft/mpnet-base", "epochs": 4, "encoder_rate": 5e-5},
     "paper": {"encoder": SIMCSE, "easy_threshold": 0.3, "draw": "bernoulli", "context_turns": 8, "repeat_turn": True,
               "max_length": 256, "epochs": 16, "patience": 3, "batch_size": 32, "encoding_batch_size": 128,
               "encoder_rate": 1e-5, "head_rate": 1e-3, "schedule": "restarts", "warmup": 128, "attention": "sdpa",

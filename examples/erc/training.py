@@ -25,6 +25,7 @@ from . import checkpoint
 from .batches import RandomShareSampler, length_buckets
 from .dialogues import Corpus, Dialogue, InputError
 from .encoder import EmotionModel, load_model, load_tokenizer_and_backbone, precision, save_model
+from .environment import environment
 from .evaluation import Encoded, encode, evaluate
 from .objectives import build_criterion, losses, rate_factor
 from .progress import Progress, progress_bar, summary
@@ -386,6 +387,7 @@ class Training:
             "seconds": self._seconds(),
             "precision": self.accelerator.mixed_precision,
             "processes": self.accelerator.num_processes,
+            "environment": environment(),
             "dev": progress.history[progress.best_epoch - 1]["dev"],
             "test": evaluate(self.criterion, encoded, self.corpus.labels),
         }
