@@ -1,76 +1,162 @@
 """Several processes against one: the loss, the gradients after DDP's averaging, and the memories."""
 
-import os
+import functools
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from torch.nn.parallel import DistributedDataParallel
 
-from spcl_loss import SupervisedPrototypicalContrastiveLoss
+import rank_questions
+import rank_training as training
+import ranks
+from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 
-NUM_CLASSES, WIDTH, STEPS = 3, 6, 3
-OPTIONS = [
-    {"easy_threshold": 0.1},
-    {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
-    {"similarity": "cosine", "positives": "outside", "contrast": "class_balanced", "impl": "strips"},
-    {"prototype_anchors": True, "class_weights": torch.tensor([0.5, 1.0, 2.0])},
-]
-SIZES = {2: [[4, 4], [7, 2], [5, 0]], 3: [[3, 3, 3], [1, 6, 0], [2, 4, 5]]}
+WORLD_SIZES = [1, 2, 3, 4]
 
 
-def problem(options):
-    torch.manual_seed(1)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, WIDTH)).double()
-    criterion = SupervisedPrototypicalContrastiveLoss(
-        NUM_CLASSES, WIDTH, temperature=0.2, queue_size=8, support_size=3, gather_distributed=True, **options
-    ).double()
-    return model, criterion
+@functools.cache
+def answers(world_size):
+    """What every rank says. One start of processes serves all tests of a world size; it goes on from the one before."""
+    saved = answers(world_size - 1)[0]["another_world_size"]["saved"] if world_size > 1 else {}
+    return ranks.run(rank_questions.answer_all, world_size, saved)
 
 
-def batches(world_size):
-    """For each step the rows of all ranks, and where each rank's begin."""
-    generator = torch.Generator().manual_seed(world_size)
-    for sizes in SIZES[world_size][:STEPS]:
-        total = sum(sizes)
-        labels = torch.randint(NUM_CLASSES, (total,), generator=generator)
-        labels[0] = -100
-        inputs = torch.randn(total, 4, generator=generator, dtype=torch.float64)
-        yield inputs, labels, torch.rand(total, generator=generator, dtype=torch.float64) + 0.5, sizes
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    monkeypatch.setenv("SPCL_TILE_BYTES", "512")
 
 
-def train(model, criterion, steps):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    losses = []
-    for inputs, labels, weights in steps:
-        optimizer.zero_grad()
-        loss = criterion(model(inputs), labels, sample_weight=weights)
+def assert_same_training(ours, expected):
+    """To 1e-6 of the largest gradient: what rounding in float32 leaves."""
+    torch.testing.assert_close(ours["losses"], expected["losses"], rtol=2e-6, atol=2e-6)
+    for step, step_expected in zip(ours["gradients"], expected["gradients"], strict=True):
+        largest = max(float(gradient.abs().max()) for gradient in step_expected)
+        for a, b in zip(step, step_expected, strict=True):
+            assert (a - b).abs().max() <= 1e-6 * max(largest, 1)
+    torch.testing.assert_close(ours["memory"], expected["memory"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", training.CASES)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_ranks_together_do_what_one_process_does(world_size, case):
+    expected = training.in_one_process(world_size, case)
+    for answer in answers(world_size):
+        assert_same_training(answer["every_method"][case], expected)
+
+
+@pytest.mark.parametrize("case", training.CASES)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_losses_and_memories_are_the_same_on_every_rank_to_the_bit(world_size, case):
+    first, *others = (answer["every_method"][case] for answer in answers(world_size))
+    for other in others:
+        assert torch.equal(other["losses"], first["losses"])
+        torch.testing.assert_close(other["memory"], first["memory"], rtol=0, atol=0)
+        assert torch.equal(other["fingerprint"], first["fingerprint"])
+
+
+@pytest.mark.parametrize(
+    ("question", "case", "settings"),
+    [
+        ("accumulation", "EACL-weighted-strips", {"accumulate": 3}),  # steps that send no gradient
+        ("fully_sharded", "BCL-weighted-strips", {}),
+        ("accelerated", "SPCL-weighted-strips", {}),
+    ],
+)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_whatever_averages_the_gradients(world_size, question, case, settings):
+    expected = training.in_one_process(world_size, case, **settings)
+    for answer in answers(world_size):
+        assert_same_training(answer[question], expected)
+
+
+@pytest.mark.parametrize("case", ["SPCL-weighted-dense", "SPDCL-plain-strips", "EACL-plain-strips"])
+def test_equal_batches_compile_into_one_graph(case):
+    for answer in answers(2):
+        eager, compiled = answer["compiled"][case]
+        assert_same_training(compiled, eager)
+
+
+def test_a_compiled_loss_refuses_unequal_batches():
+    for answer in answers(2):
+        assert "equally many rows" in answer["compiled"]["uneven"]
+
+
+def test_each_process_group_has_a_loss_of_its_own():
+    [(batch, counts)] = list(training.batches(4))[:1]
+    halves = [training.part(batch, [sum(counts[:2]), sum(counts[2:])], half) for half in (0, 1)]
+    expected = [training.train(training.Learner("SPCL"), training.Objective("SPCL-plain-strips"), [h]) for h in halves]
+    average = [torch.stack(both).mean(0) for both in zip(*(e["gradients"][0] for e in expected), strict=True)]
+    for rank, answer in enumerate(answers(4)):
+        of_half = {
+            "losses": expected[rank // 2]["losses"],
+            "gradients": [average],
+            "memory": expected[rank // 2]["memory"],
+        }
+        assert_same_training(answer["groups"], of_half)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_without_gathering_the_loss_is_that_of_the_own_rows(world_size):
+    for rank, answer in enumerate(answers(world_size)):
+        steps = rank_questions.own_steps(rank, world_size)[:1]
+        expected = training.train(training.Learner("SupCon"), training.Objective("SupCon-plain-strips"), steps)
+        assert_same_training(answer["local"], expected)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_half_precision_is_sent_as_it_is_and_computed_in_float32(world_size):
+    for rank, answer in enumerate(answers(world_size)):
+        got = answer["half_precision"]
+        embeddings = got["embeddings"].requires_grad_()
+        loss = spcl(embeddings, got["labels"], impl="strips")
         loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses), [p.detach().clone() for p in model.parameters()], criterion.state_dict()
+        torch.testing.assert_close(got["loss"], loss.detach(), rtol=1e-6, atol=1e-6)
+        own = embeddings.grad[5 * rank : 5 * rank + 5]
+        torch.testing.assert_close(got["gradient"] / world_size, own, rtol=0.01, atol=1e-3)  # each rounded to bfloat16
 
 
-def run_rank(rank, world_size, folder, options):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    model, criterion = problem(options)
-    own = [
-        tuple(part.split(sizes)[rank] for part in (inputs, labels, weights))
-        for inputs, labels, weights, sizes in batches(world_size)
-    ]
-    torch.save(train(DistributedDataParallel(model), criterion, own), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_nan_on_one_rank_is_a_step_that_never_happened_on_all(world_size):
+    for answer in answers(world_size):
+        poisoned = answer["poisoned"]
+        assert poisoned["loss"].isnan()
+        assert poisoned["gradient"].isnan().any()
+        assert torch.equal(*poisoned["fingerprints"])
+        assert torch.equal(poisoned["fingerprints"], answers(world_size)[0]["poisoned"]["fingerprints"])
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("options", OPTIONS)
-def test_ranks_together_do_what_one_process_does(world_size, options, tmp_path):
-    expected = train(*problem(options), [step[:3] for step in batches(world_size)])
-    mp.start_processes(run_rank, (world_size, str(tmp_path), options), nprocs=world_size, start_method="fork")
-    for rank in range(world_size):
-        losses, parameters, state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close((losses, parameters, state), expected, rtol=1e-9, atol=1e-12)
+DISAGREEMENTS = {
+    "width": ("width of embeddings", "8 on rank 0", "7 on rank 2"),
+    "dtype": ("dtype of embeddings", "torch.float32 on rank 0", "torch.float64 on rank 2"),
+    "temperature": ("temperature", "0.05 on rank 0", "0.1 on rank 2"),
+    "sample_weight": ("sample_weight given", "False on rank 0", "True on rank 2"),
+    "prototypes": ("shape of prototypes", "(2, 8) on rank 0", "(3, 8) on rank 2"),
+}
+
+
+@pytest.mark.parametrize("what", DISAGREEMENTS)
+def test_ranks_that_disagree_all_say_so(what):
+    for answer in answers(3):
+        message = answer["disagreements"][what]
+        assert message.startswith("ValueError: ranks must agree on the ")
+        assert all(part in message for part in DISAGREEMENTS[what])
+
+
+def test_a_batch_that_one_rank_refuses_is_an_error_on_all():
+    *others, odd = (answer["disagreements"] for answer in answers(3))
+    assert odd["refused"].startswith("ValueError: labels must be classes")
+    for other in others:
+        assert "rank 2 refused its own: labels must be classes" in other["refused"]
+    assert not any(answer["none"] for answer in [*others, odd])
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_run_goes_on_with_another_number_of_ranks(world_size):
+    """Each world size loads what the one before saved: together they are one run of a single process."""
+    learner, objective = training.Learner("SPCL"), training.Objective("SPCL-weighted-strips")
+    for size in range(1, world_size + 1):
+        expected = training.train(learner, objective, [batch for batch, _ in training.batches(size)])
+    for answer in answers(world_size):
+        assert_same_training(answer["another_world_size"], expected)
+        assert torch.equal(
+            answer["another_world_size"]["fingerprint"], answers(world_size)[0]["another_world_size"]["fingerprint"]
+        )

@@ -229,6 +229,35 @@ class TestLifeCycle:
         assert not list(memory.parameters())
 
 
+class TestFingerprint:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+    def test_every_bit_of_state_counts(self, dtype):
+        memory = PrototypeMemory(3, 4, queue_size=5, support_size=2, dtype=dtype)
+        memory.initialize(torch.randn(6, 4), torch.arange(6) % 3)
+        memory.update(torch.randn(9, 4), torch.arange(9) % 3)
+        seen = {int(memory.fingerprint())}
+        for buffer in memory.state_dict().values():
+            flat = buffer.view(-1) if buffer.dim() else buffer[None]
+            for place in range(flat.shape[0]):
+                before = flat[place].clone()
+                flat[place] = ~before if buffer.dtype == torch.bool else before * 2 + 1
+                seen.add(int(memory.fingerprint()))
+                flat[place] = before
+        assert len(seen) == 1 + sum(buffer.numel() for buffer in memory.state_dict().values())
+        assert int(copy.deepcopy(memory).fingerprint()) in seen
+
+    def test_order_counts(self):
+        memory, other = PrototypeMemory(2, 3), PrototypeMemory(2, 3)
+        rows, labels = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+        memory.update(rows, labels)
+        other.update(rows.flip(0), labels.flip(0))
+        assert memory.fingerprint() != other.fingerprint()
+        other.reset()
+        other.update(rows, labels)
+        assert torch.equal(memory.fingerprint(), other.fingerprint())
+        assert memory.fingerprint().dtype == torch.int64
+
+
 def through_file(memory):
     """A new memory, with another seed, that loads the saved state."""
     file = io.BytesIO()
@@ -248,6 +277,7 @@ BAD_CONSTRUCTION = {
     "fractional size": (TypeError, "queue_size", "float", {"queue_size": 8.0}),
     "dtype by name": (TypeError, "dtype", "str", {"dtype": "float32"}),
     "negative seed": (ValueError, "seed", "-1", {"seed": -1}),
+    "seed beyond int64": (ValueError, "below 9223372036854775808", "9223372036854775809", {"seed": 2**63 + 1}),
     "integer dtype": (TypeError, "dtype", "int64", {"dtype": torch.int64}),
 }
 BAD_ROWS = {

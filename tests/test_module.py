@@ -112,12 +112,25 @@ class TestForward:
         assert torch.equal(value, expected)
         assert not torch.equal(value, default)
 
-    def test_rows_that_are_not_finite_make_the_loss_nan_and_stay_out_of_the_memory(self):
-        criterion, (embeddings, labels) = trained(), batch(9)
-        embeddings[0, 0] = torch.nan
-        assert criterion(embeddings, labels).isnan()
-        assert criterion.memory.queue.isfinite().all()
+    @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("impl", ["dense", "strips"])
+    def test_a_poisoned_step_has_a_nan_loss_and_never_happened(self, poison, impl):
+        criterion, (embeddings, labels) = trained(impl=impl), batch(9)
+        before = copy.deepcopy(criterion)
+        embeddings[4, 2] = poison
+        value, gradient = oracle.value_and_gradients(criterion, embeddings, labels)
+        assert value.isnan()
+        assert gradient.isnan().any()  # what gradient scalers look at
+        assert_same_state(criterion, before)
         assert criterion(*batch(10)).isfinite()
+
+    def test_what_an_ignored_row_holds_poisons_nothing(self):
+        criterion, (embeddings, labels) = trained(), batch(9)
+        before = copy.deepcopy(criterion)
+        embeddings[0], labels[0] = torch.nan, -100
+        assert criterion(embeddings, labels).isfinite()
+        before(embeddings[1:], labels[1:])
+        assert_same_state(criterion, before)
 
     def test_an_empty_batch_is_a_zero_and_enters_nothing(self):
         criterion = trained()

@@ -34,10 +34,12 @@ def check_int(name: str, value: int) -> None:
         raise TypeError(f"{name} must be an int; received {type(value).__name__}. Convert it with int()")
 
 
-def check_size(name: str, value: int, minimum: int = 1) -> None:
+def check_size(name: str, value: int, minimum: int = 1, below: int | None = None) -> None:
     check_int(name, value)
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; received {value}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name} must be below {below}; received {value}. Take a smaller one")
 
 
 def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:

@@ -1,12 +1,18 @@
-"""Gathers rows across ranks with gradients that are exact after DDP's averaging."""
+"""One batch out of the rows of all ranks: what is sent, and what ranks have to agree on."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# The name since torch 2.13, where the older one warns.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
@@ -14,36 +20,141 @@ def world_size(group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def row_counts(tensor: Tensor, group: dist.ProcessGroup | None) -> list[int]:
-    """How many rows each rank holds."""
-    count = torch.tensor([tensor.shape[0]], device=tensor.device)
-    counts = [torch.empty_like(count) for _ in range(world_size(group))]
-    dist.all_gather(counts, count, group=group)
-    return torch.cat(counts).tolist()
+class Ranks(NamedTuple):
+    """How many rows each rank holds, and which rank this is."""
+
+    counts: list[int]
+    rank: int
+    group: dist.ProcessGroup | None
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks in rank order, as constants. Every rank calls this with as many rows as it holds."""
+        return gather_rows(tensor, self.counts, self.group)
+
+
+class Batch(NamedTuple):
+    """Rows that are compared with one another: those of this process, or, with `ranks`, those of all."""
+
+    embeddings: Tensor  # (N, D)
+    labels: Tensor  # (N,)
+    sample_weight: Tensor | None  # (N,)
+    own_embeddings: Tensor  # (n, D), the rows of this rank
+    ranks: Ranks | None = None
+
+
+def gather_batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    sample_weight: Tensor | None,
+    group: dist.ProcessGroup | None,
+    settings: Mapping[str, object],
+) -> Batch:
+    """The batch of all ranks; `settings` are what has to be the same on each of them.
+
+    No gradient is sent. Every rank computes the same loss of the same batch, and the complete gradient of its own rows
+    times the number of ranks, by which DDP divides when it averages.
+    """
+    size = world_size(group)
+    if size == 1:
+        return Batch(embeddings, labels, sample_weight, embeddings)
+    given = {"width of embeddings": embeddings.shape[1], "dtype of embeddings": embeddings.dtype}
+    counts = _agree(embeddings, size, group, {**given, "sample_weight given": sample_weight is not None, **settings})
+    ranks = Ranks(counts, dist.get_rank(group), group)
+    if sample_weight is not None:
+        sample_weight = _with_own_gradient(ranks, sample_weight)
+    all_embeddings = _with_own_gradient(ranks, embeddings)
+    return Batch(all_embeddings, ranks.gather(labels.long()), sample_weight, embeddings, ranks)
 
 
 def gather_rows(tensor: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    """The rows of all ranks, in rank order; batches may differ in size.
+    """The rows of all ranks in rank order, as constants; batches may differ in size."""
+    # Collectives want equal sizes: pad to the longest batch, then cut the padding off.
+    longest = max(counts)
+    padded = tensor.detach()
+    if tensor.shape[0] < longest:
+        padded = torch.cat([padded, padded.new_zeros(longest - tensor.shape[0], *tensor.shape[1:])])
+    gathered = tensor.new_empty(len(counts) * longest, *tensor.shape[1:])
+    if longest > 0:
+        _all_gather(gathered, padded.contiguous(), group=group)
+    if min(counts) == longest:
+        return gathered
+    return torch.cat([gathered[longest * rank : longest * rank + count] for rank, count in enumerate(counts)])
 
-    Every rank computes the same global loss, so each holds the complete gradient of its own rows, and no gradient is
-    sent. DDP then divides by the number of ranks, which the backward pass makes up for.
-    """
-    gathered: Tensor = _GatherRows.apply(tensor, counts, group)  # type: ignore[no-untyped-call]
+
+@contextmanager
+def refusing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Tells the other ranks when this one's arguments are refused; without it they would wait for this one for ever."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        size = world_size(group)
+        if size > 1 and not torch.compiler.is_compiling():
+            _exchange(_REFUSED, 0, size, group)
+            _exchange_objects(str(error), size, group)
+        raise
+
+
+_REFUSED = -1  # in place of a row count
+
+
+def _agree(embeddings: Tensor, size: int, group: dist.ProcessGroup | None, settings: Mapping[str, object]) -> list[int]:
+    """How many rows each rank holds; the same error on all of them where their settings differ."""
+    rows = embeddings.shape[0]
+    if torch.compiler.is_compiling():  # a graph has fixed shapes: all batches have to be as long as this one
+        counts = torch.empty(size, dtype=torch.int64, device=embeddings.device)
+        _all_gather(counts, torch.full((1,), rows, device=embeddings.device), group=group)
+        torch._assert_async((counts == rows).all(), "ranks must hold equally many rows when the loss is compiled")
+        return [rows] * size
+    headers = _exchange(rows, crc32(repr(settings).encode()), size, group)
+    if len({checksum for _, checksum in headers}) > 1:
+        shown = {name: repr(value) for name, value in settings.items()}
+        raise ValueError(_disagreement(_exchange_objects(shown, size, group)))
+    return [count for count, _ in headers]
+
+
+def _exchange(rows: int, checksum: int, size: int, group: dist.ProcessGroup | None) -> list[list[int]]:
+    """(rows, checksum) of every rank. Over the CPU where the group can, so that no GPU's queue is waited for."""
+    devices = [pair.split(":")[0] for pair in dist.get_backend_config(group).split(",")]
+    device = "cpu" if "cpu" in devices else devices[0]
+    headers = torch.empty(size, 2, dtype=torch.int64, device=device)
+    _all_gather(headers, torch.tensor([[rows, checksum]], device=device), group=group)
+    values: list[list[int]] = headers.tolist()
+    return values
+
+
+def _exchange_objects(value: str | dict[str, str], size: int, group: dist.ProcessGroup | None) -> list[Any]:
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, value, group)
+    return values
+
+
+def _disagreement(settings: list[Any]) -> str:
+    for rank, theirs in enumerate(settings):
+        if isinstance(theirs, str):
+            return f"all ranks must have a batch that fits; rank {rank} refused its own: {theirs}"
+    for rank, theirs in enumerate(settings):
+        for name, value in settings[0].items():
+            if theirs[name] != value:
+                return (
+                    f"ranks must agree on the {name}; received {value} on rank 0 and {theirs[name]} on rank {rank}. "
+                    "Build the model and the loss from the same settings on all of them"
+                )
+    raise AssertionError("settings with different checksums are different")
+
+
+def _with_own_gradient(ranks: Ranks, own: Tensor) -> Tensor:
+    gathered: Tensor = _OwnGradient.apply(own, ranks.gather(own), ranks)  # type: ignore[no-untyped-call]
     return gathered
 
 
-class _GatherRows(torch.autograd.Function):
+class _OwnGradient(torch.autograd.Function):
+    """The gathered rows, with this rank's as their source: the others are constants here, and differentiated there."""
+
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
-        rank = dist.get_rank(group)
-        ctx.start, ctx.stop, ctx.world_size = sum(counts[:rank]), sum(counts[: rank + 1]), len(counts)
-        # Collectives want equal sizes: pad to the longest batch, then cut the padding off.
-        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-        padded[: tensor.shape[0]] = tensor
-        blocks = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(blocks, padded, group=group)
-        return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+    def forward(ctx: Any, own: Tensor, gathered: Tensor, ranks: Ranks) -> Tensor:
+        ctx.start, ctx.rows, ctx.size = sum(ranks.counts[: ranks.rank]), own.shape[0], len(ranks.counts)
+        return gathered.view_as(gathered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0][ctx.start : ctx.stop] * ctx.world_size, None, None
+        return gradients[0][ctx.start : ctx.start + ctx.rows] * ctx.size, None, None

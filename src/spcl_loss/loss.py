@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,13 +21,17 @@ from spcl_loss._checks import (
 )
 from spcl_loss._normalize import unit_rows
 from spcl_loss._precision import computed_dtype, full_precision, product_dtype
-from spcl_loss._similarity import IMPLEMENTATIONS, contrast_statistics
-from spcl_loss.distributed import gather_rows, row_counts, world_size
+from spcl_loss._shared import divide, shared_statistics
+from spcl_loss._similarity import IMPLEMENTATIONS, contrast_statistics, uses_dense
+from spcl_loss.distributed import Batch, gather_batch, refusing_together, world_size
 
-_SIMILARITIES = ("shifted_cosine", "cosine")
-_POSITIVES = ("inside", "outside")
-_CONTRASTS = ("all", "negatives", "class_balanced")
-_REDUCTIONS = ("mean", "sum", "none")
+_CHOICES = {
+    "similarity": ("shifted_cosine", "cosine"),
+    "positives": ("inside", "outside"),
+    "contrast": ("all", "negatives", "class_balanced"),
+    "reduction": ("mean", "sum", "none"),
+    "impl": IMPLEMENTATIONS,
+}
 
 
 def supervised_prototypical_contrastive_loss(
@@ -85,7 +90,8 @@ def supervised_prototypical_contrastive_loss(
             "sum" is the sum of w_i loss_i; "none" gives w_i loss_i for each anchor, zero for those that do not count.
         process_group: the ranks of `gather_distributed`. None for all.
         gather_distributed: whether the rows of all ranks form one batch. The loss is then the same on every rank, and
-            its gradients become those of a single process when DDP averages them. False: this rank's rows only.
+            the gradients of parameters, prototypes included, become those of a single process when DDP or FSDP
+            averages them. False: the local loss, over this rank's rows only, whose average is another loss.
         impl: "auto", or the backend to use: "dense", "strips" or "triton"; results are the same.
 
     Returns:
@@ -109,39 +115,76 @@ def supervised_prototypical_contrastive_loss(
         Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
         EMNLP 2022, equations 3 to 6.
     """
-    check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
-    check_tensors(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, ignore_index)
-    if prototype_anchors and prototypes is None:
-        raise ValueError("prototype_anchors=True needs prototypes; received prototypes=None. Pass them or set it False")
-    if gather_distributed and world_size(process_group) > 1:
-        embeddings, labels, sample_weight = gather_batch(embeddings, labels, sample_weight, process_group)
+    options = {
+        "temperature": temperature,
+        "similarity": similarity,
+        "positives": positives,
+        "contrast": contrast,
+        "easy_threshold": easy_threshold,
+        "prototype_anchors": prototype_anchors,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "process_group": process_group,
+        "gather_distributed": gather_distributed,
+        "impl": impl,
+    }
+    check_options(options)
+    batch = checked_batch(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, options)
+    return loss_of_batch(batch, prototypes, prototype_mask, class_weights, options)
+
+
+def checked_batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    prototypes: Tensor | None,
+    prototype_mask: Tensor | None,
+    class_weights: Tensor | None,
+    sample_weight: Tensor | None,
+    options: Mapping[str, Any],
+) -> Batch:
+    """The rows to compare, those of all ranks with `gather_distributed`, once the arguments are known to fit."""
+    tensors = embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, options["ignore_index"]
+    group = options["process_group"]
+    if not options["gather_distributed"] or world_size(group) == 1:
+        _check_tensors(*tensors)
+        return Batch(embeddings, labels, sample_weight, embeddings)
+    with refusing_together(group):
+        _check_tensors(*tensors)
+    settings = {name: value for name, value in options.items() if name != "process_group"}
+    settings["shape of prototypes"] = None if prototypes is None else tuple(prototypes.shape)
+    return gather_batch(embeddings, labels, sample_weight, group, settings)
+
+
+def loss_of_batch(
+    batch: Batch,
+    prototypes: Tensor | None,
+    prototype_mask: Tensor | None,
+    class_weights: Tensor | None,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """The loss of rows that are known to fit; `options` are the function's."""
+    embeddings = batch.embeddings
     with full_precision(embeddings.device.type):
-        rows, classes = _candidates(embeddings, labels, prototypes, prototype_mask, ignore_index)
-        num_anchors = rows.shape[0] if prototype_anchors else embeddings.shape[0]
-        with_prototype_grads = prototypes is not None and prototypes.requires_grad
-        losses, counted = _anchor_losses(
-            rows,
+        classes = _classes(batch.labels, prototypes, prototype_mask, options["ignore_index"])
+        num_anchors = classes.shape[0] if options["prototype_anchors"] else embeddings.shape[0]
+        class_sizes = _class_sizes(classes)
+        balanced = options["contrast"] == "class_balanced"
+        statistics = _statistics(
+            batch,
+            prototypes,
             classes,
+            -class_sizes.to(computed_dtype(embeddings)).log() if balanced else None,
             num_anchors,
-            num_grads=rows.shape[0] if with_prototype_grads else num_anchors,
-            scale=_score_scale(similarity, temperature),
-            positives=positives,
-            contrast=contrast,
+            options["impl"],
+            scale=_score_scale(options["similarity"], options["temperature"]),
+            with_sum=options["positives"] == "outside",
             product_dtype=product_dtype(embeddings),
-            impl=impl,
         )
-        if easy_threshold is not None:
-            counted = counted & ~(losses <= easy_threshold)  # not `losses > threshold`: a NaN has to come through
-        weights = _anchor_weights(losses, classes[:num_anchors], class_weights, sample_weight)
-        return _reduce(losses, counted, weights, reduction)
-
-
-def gather_batch(
-    embeddings: Tensor, labels: Tensor, sample_weight: Tensor | None, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    counts = row_counts(labels, group)
-    weights = None if sample_weight is None else gather_rows(sample_weight, counts, group)
-    return gather_rows(embeddings, counts, group), gather_rows(labels, counts, group), weights
+        losses, counted = _anchor_losses(statistics, classes, class_sizes, options["positives"], options["contrast"])
+        if options["easy_threshold"] is not None:
+            counted = counted & ~(losses <= options["easy_threshold"])  # not `>`: a NaN has to come through
+        weights = _anchor_weights(losses, classes[:num_anchors], class_weights, batch.sample_weight)
+        return _reduce(losses, counted, weights, options["reduction"])
 
 
 def _score_scale(similarity: str, temperature: float) -> float:
@@ -149,39 +192,68 @@ def _score_scale(similarity: str, temperature: float) -> float:
     return (0.5 if similarity == "shifted_cosine" else 1.0) / temperature
 
 
-def _candidates(
-    embeddings: Tensor, labels: Tensor, prototypes: Tensor | None, prototype_mask: Tensor | None, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """Unit rows of batch and prototypes (R, D), and their classes (R,), -1 marking rows that are no candidates."""
-    dtype = computed_dtype(embeddings)
-    rows, classes = embeddings.to(dtype), labels.long()
+def _classes(labels: Tensor, prototypes: Tensor | None, prototype_mask: Tensor | None, ignore_index: int) -> Tensor:
+    """(R,) the class of each row of batch and prototypes, -1 marking those that are no candidates."""
+    classes = labels.long()
     classes = torch.where(classes == ignore_index, -1, classes)
+    if prototypes is None:
+        return classes
+    own_class = torch.arange(prototypes.shape[0], device=labels.device)
+    if prototype_mask is not None:
+        own_class = torch.where(prototype_mask, own_class, -1)
+    return torch.cat([classes, own_class])
+
+
+def _candidates(embeddings: Tensor, prototypes: Tensor | None, classes: Tensor) -> Tensor:
+    """(R, D) unit rows of batch and prototypes."""
+    rows = embeddings.to(computed_dtype(embeddings))
     if prototypes is not None:
-        own_class = torch.arange(prototypes.shape[0], device=labels.device)
-        if prototype_mask is not None:
-            own_class = torch.where(prototype_mask, own_class, -1)
-        rows, classes = torch.cat([rows, prototypes.to(dtype)]), torch.cat([classes, own_class])
+        rows = torch.cat([rows, prototypes.to(rows.dtype)])
     # What a row that is no candidate holds, NaN included, must not reach the gradients of the others.
-    return unit_rows(rows.masked_fill(classes[:, None] < 0, 0)), classes
+    return unit_rows(rows.masked_fill(classes[:, None] < 0, 0))
+
+
+def _statistics(
+    batch: Batch,
+    prototypes: Tensor | None,
+    classes: Tensor,
+    log_weights: Tensor | None,
+    num_anchors: int,
+    impl: str,
+    **operator: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `contrast_statistics` says of all anchors, each rank computing its own ones where that pays."""
+    prototype_grads = prototypes is not None and prototypes.requires_grad
+    if batch.ranks is None or uses_dense(impl, classes.shape[0], classes.device, computed_dtype(batch.embeddings)):
+        rows = _candidates(batch.embeddings, prototypes, classes)
+        num_grads = rows.shape[0] if prototype_grads else num_anchors
+        return contrast_statistics(
+            rows, classes, log_weights, num_anchors=num_anchors, num_grads=num_grads, impl=impl, **operator
+        )
+    num_prototypes = 0 if prototypes is None else prototypes.shape[0]
+    shares = divide(
+        batch.ranks,
+        num_prototypes,
+        classes.device,
+        prototype_grads=prototype_grads,
+        prototype_anchors=num_anchors == classes.shape[0],
+    )
+    own_prototypes = None if prototypes is None else prototypes[shares.own_prototypes]
+    own_rows = _candidates(batch.own_embeddings, own_prototypes, classes[shares.own])
+    with torch.no_grad():
+        rows = _candidates(batch.embeddings, prototypes, classes)
+    return shared_statistics(own_rows, rows, classes, log_weights, shares, {**operator, "impl": impl})
 
 
 def _anchor_losses(
-    rows: Tensor, classes: Tensor, num_anchors: int, *, positives: str, contrast: str, **operator: Any
+    statistics: tuple[Tensor, Tensor, Tensor], classes: Tensor, class_sizes: Tensor, positives: str, contrast: str
 ) -> tuple[Tensor, Tensor]:
     """Loss of each anchor (A,), and whether it has what it takes to count (A,)."""
-    class_sizes = _class_sizes(classes)
-    log_weights = -class_sizes.to(rows.dtype).log() if contrast == "class_balanced" else None
-    negative_lse, positive_lse, positive_sum = contrast_statistics(
-        rows,
-        classes,
-        log_weights,
-        num_anchors=num_anchors,
-        with_sum=positives == "outside",
-        **operator,
-    )
+    negative_lse, positive_lse, positive_sum = statistics
+    num_anchors = negative_lse.shape[0]
     num_positives = class_sizes[:num_anchors] - 1
     counted = (classes[:num_anchors] >= 0) & (num_positives > 0)
-    divisor = num_positives.clamp_min(1).to(rows.dtype)
+    divisor = num_positives.clamp_min(1).to(negative_lse.dtype)
     positive_mean = positive_lse - divisor.log()
     numerator = positive_mean if positives == "inside" else positive_sum / divisor
     if contrast == "negatives":
@@ -226,28 +298,17 @@ def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: 
     return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
 
 
-def check_options(
-    temperature: float,
-    similarity: str,
-    positives: str,
-    contrast: str,
-    easy_threshold: float | None,
-    ignore_index: int,
-    reduction: str,
-    impl: str,
-) -> None:
-    check_number("temperature", temperature, minimum=0)
-    if easy_threshold is not None:
-        check_number("easy_threshold", easy_threshold)
-    check_int("ignore_index", ignore_index)
-    check_choice("similarity", similarity, _SIMILARITIES)
-    check_choice("positives", positives, _POSITIVES)
-    check_choice("contrast", contrast, _CONTRASTS)
-    check_choice("reduction", reduction, _REDUCTIONS)
-    check_choice("impl", impl, IMPLEMENTATIONS)
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises where an option of the function has a value that it cannot have."""
+    check_number("temperature", options["temperature"], minimum=0)
+    if options["easy_threshold"] is not None:
+        check_number("easy_threshold", options["easy_threshold"])
+    check_int("ignore_index", options["ignore_index"])
+    for name, choices in _CHOICES.items():
+        check_choice(name, options[name], choices)
 
 
-def check_tensors(
+def _check_tensors(
     embeddings: Tensor,
     labels: Tensor,
     prototypes: Tensor | None,

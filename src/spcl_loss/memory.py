@@ -77,7 +77,7 @@ class PrototypeMemory(nn.Module):
             "support_size": support_size,
         }.items():
             check_size(name, size)
-        check_size("seed", seed, minimum=0)
+        check_size("seed", seed, minimum=0, below=1 << 63)  # it is kept as an int64
         check_int("ignore_index", ignore_index)
         if support_size > queue_size:
             raise ValueError(
@@ -133,6 +133,18 @@ class PrototypeMemory(nn.Module):
         self._enqueue(embeddings, labels)
 
     @torch.no_grad()
+    def _end_step(self, embeddings: Tensor, labels: Tensor) -> None:
+        """The draw counter moves on and the batch enters; where a row is not finite, the step never happened.
+
+        Such a step has a NaN loss, and gradient scalers skip it. Ranks that share a batch decide alike.
+        """
+        labels = labels.long()
+        finite = embeddings.abs().amax(1).isfinite()
+        healthy = (finite | (labels == self.ignore_index)).all()
+        self.draws.add_(healthy)
+        self._enqueue(embeddings, labels.masked_fill(~healthy, self.ignore_index))
+
+    @torch.no_grad()
     def _enqueue(self, embeddings: Tensor, labels: Tensor) -> None:
         """`update` without its checks. Shapes do not depend on the data; two writes to one slot write the same."""
         if embeddings.shape[0] == 0:
@@ -174,18 +186,15 @@ class PrototypeMemory(nn.Module):
         # Free slots hold zeros: where they fill up a support set they add nothing to its sum.
         sums = nn.functional.embedding_bag(support, self.queue.view(-1, self.embedding_dim), mode="sum")
         means = sums / counts.clamp(1, self.support_size)
-        has_fallback = self.has_fallback
-        means = torch.where(has_fallback[:, None] & (counts < self.support_size), self.fallback, means)
-        return means, has_fallback | (counts[:, 0] > 0)
+        means = torch.where(self.has_fallback[:, None] & (counts < self.support_size), self.fallback, means)
+        return means, self._exist()
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
         """Means of whole queues, the fallback centre where a queue is empty: (C, D), and (C,) bool, which exist."""
         counts = self.counts[:, None]
         means = self.queue.sum(1, dtype=_sum_dtype(self.queue.dtype)) / counts.clamp_min(1)  # free slots are zero
-        return torch.where(counts > 0, means.to(self.queue.dtype), self.fallback), self.has_fallback | (
-            self.cursors > 0
-        )
+        return torch.where(counts > 0, means.to(self.queue.dtype), self.fallback), self._exist()
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -193,12 +202,34 @@ class PrototypeMemory(nn.Module):
         for buffer in (self.queue, self.cursors, self.fallback, self.has_fallback, self.draws):
             buffer.zero_()
 
+    @torch.no_grad()
+    def fingerprint(self) -> Tensor:
+        """() int64 checksum of every bit of state, to compare ranks or runs with; reads the queues once.
+
+        Example:
+            >>> import torch
+            >>> memory, other = PrototypeMemory(2, 3), PrototypeMemory(2, 3)
+            >>> bool(memory.fingerprint() == other.fingerprint())
+            True
+            >>> memory.update(torch.ones(1, 3), torch.tensor([0]))
+            >>> bool(memory.fingerprint() == other.fingerprint())
+            False
+        """
+        total = torch.zeros_like(self.draws)
+        for buffer in (self.queue, self.cursors, self.fallback, self.has_fallback, self.seed, self.draws):
+            total = _hash(total ^ _checksum(buffer))
+        return total
+
     def extra_repr(self) -> str:
         """The sizes, for `repr`."""
         return (
             f"num_classes={self.num_classes}, embedding_dim={self.embedding_dim}, queue_size={self.queue_size}, "
             f"support_size={self.support_size}"
         )
+
+    def _exist(self) -> Tensor:
+        """(C,) bool, the classes that have a prototype and a centroid."""
+        return self.has_fallback | (self.cursors > 0)
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         check_floating("embeddings", embeddings, ("N", self.embedding_dim))
@@ -228,6 +259,18 @@ def _hash(values: Tensor) -> Tensor:
     values = (values ^ _shift_right(values, 30)) * _MIX_1
     values = (values ^ _shift_right(values, 27)) * _MIX_2
     return values ^ _shift_right(values, 31)
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """() int64 from the bits of a tensor; any one bit that changes changes it. Sums wrap, so their order is free."""
+    if tensor.is_floating_point():
+        tensor = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    bits = tensor.long()
+    while bits.dim():
+        start = bits.dim() << 32  # other factors for every axis
+        places = _hash(torch.arange(start, start + bits.shape[-1], device=bits.device)) | 1  # odd: none loses a bit
+        bits = (bits * places).sum(-1)
+    return bits
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:

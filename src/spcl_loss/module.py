@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from spcl_loss._checks import check_floating
 from spcl_loss._normalize import unit_rows
 from spcl_loss._precision import computed_dtype, full_precision
-from spcl_loss.distributed import world_size
-from spcl_loss.loss import check_options, check_tensors, gather_batch, supervised_prototypical_contrastive_loss
+from spcl_loss.loss import check_options, checked_batch, loss_of_batch
 from spcl_loss.memory import PrototypeMemory
 
 
@@ -20,7 +19,11 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
     """The loss with a memory of its own: prototypes are drawn, the batch is compared, then it enters the queues.
 
     In training mode every call draws a new support set and enqueues the batch. In evaluation mode the prototypes are
-    the centroids and nothing changes, so the value depends on the arguments and the memory alone.
+    the centroids and nothing changes, so the value depends on the arguments and the memory alone. A batch with a row
+    that is not finite has a NaN loss and changes nothing either.
+
+    With `gather_distributed` every rank enqueues the rows of all, in rank order: the memories stay the same to the bit,
+    and nothing is broadcast.
 
     Args:
         num_classes: C.
@@ -81,7 +84,20 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        check_options(temperature, similarity, positives, contrast, easy_threshold, ignore_index, reduction, impl)
+        self.options: dict[str, Any] = {
+            "temperature": temperature,
+            "similarity": similarity,
+            "positives": positives,
+            "contrast": contrast,
+            "easy_threshold": easy_threshold,
+            "prototype_anchors": prototype_anchors,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "process_group": process_group,
+            "gather_distributed": gather_distributed,
+            "impl": impl,
+        }
+        check_options(self.options)
         if memory is None:
             memory = PrototypeMemory(
                 num_classes,
@@ -109,19 +125,6 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
             check_floating("class_weights", class_weights, (num_classes,))
         self.memory = memory
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.options: dict[str, Any] = {
-            "temperature": temperature,
-            "similarity": similarity,
-            "positives": positives,
-            "contrast": contrast,
-            "easy_threshold": easy_threshold,
-            "prototype_anchors": prototype_anchors,
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "process_group": process_group,
-            "gather_distributed": gather_distributed,
-            "impl": impl,
-        }
 
     def forward(
         self,
@@ -145,26 +148,13 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         """
         if update_memory is None:
             update_memory = self.training
-        options = self.options
-        if options["gather_distributed"] and world_size(options["process_group"]) > 1:
-            # Gathered here, since every rank has to enqueue the rows of all for their memories to stay the same.
-            check_tensors(embeddings, labels, None, None, None, sample_weight, options["ignore_index"])
-            group = options["process_group"]
-            embeddings, labels, sample_weight = gather_batch(embeddings, labels, sample_weight, group)
-            options = options | {"gather_distributed": False}
         prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
-        loss = supervised_prototypical_contrastive_loss(
-            embeddings,
-            labels,
-            prototypes,
-            prototype_mask=exists,
-            class_weights=self.class_weights,
-            sample_weight=sample_weight,
-            **options,
-        )
-        if update_memory:  # only now, so that a batch that is rejected changes nothing
-            self.memory.draws.add_(1)
-            self.memory._enqueue(embeddings, labels)
+        weights, options = self.class_weights, self.options
+        # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
+        batch = checked_batch(embeddings, labels, prototypes, exists, weights, sample_weight, options)
+        loss = loss_of_batch(batch, prototypes, exists, weights, options)
+        if update_memory:
+            self.memory._end_step(batch.embeddings, batch.labels)
         return loss
 
     def logits(self, embeddings: Tensor) -> Tensor:

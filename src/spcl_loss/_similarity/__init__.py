@@ -53,10 +53,7 @@ def contrast_statistics(
         latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
     """
     transformed = torch._C._functorch.maybe_current_level() is not None
-    if impl == "auto":
-        few = rows.shape[0] <= _DENSE_ROWS and not _prefers_kernels(rows)
-        impl = "dense" if transformed or few else "auto"
-    if impl == "dense":
+    if uses_dense(impl, rows.shape[0], rows.device, rows.dtype):
         return dense.statistics(rows, labels, log_weights, scale, num_anchors, with_sum)
     if transformed:
         raise NotImplementedError(
@@ -68,9 +65,18 @@ def contrast_statistics(
     return outputs
 
 
-def _prefers_kernels(rows: Tensor) -> bool:
+def uses_dense(impl: str, num_rows: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `impl` means the dense definition: it may, for few rows, and has to, under torch.func's transforms."""
+    if impl != "auto":
+        return impl == "dense"
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    return num_rows <= _DENSE_ROWS and not _prefers_kernels(device, dtype)
+
+
+def _prefers_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether kernels serve few rows too. A graph being traced cannot ask; the operator itself will."""
-    return rows.is_cuda and (torch.compiler.is_compiling() or unavailable_reason(rows.device, rows.dtype) is None)
+    return device.type == "cuda" and (torch.compiler.is_compiling() or unavailable_reason(device, dtype) is None)
 
 
 def _backend(impl: str, rows: Tensor) -> Any:
