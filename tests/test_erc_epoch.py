@@ -1,0 +1,60 @@
+"""The loop that epochs are timed against trains on the same equation, only more slowly."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import erc_tiny
+from spcl_loss import supervised_prototypical_contrastive_loss
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        spec = importlib.util.spec_from_file_location("erc_epoch", BENCHMARKS / "erc_epoch.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+        sys.modules.pop("measure", None)
+
+
+def test_its_loss_is_spcl(bench):
+    settings = erc_tiny.settings("any")
+    centers, labels = torch.randn(3, 6), torch.tensor([0, 1, 1, 2, 0, 2, 1, 0])
+    embeddings = torch.randn(8, 6, requires_grad=True)
+    ours = supervised_prototypical_contrastive_loss(embeddings, labels, centers)
+    gradient = torch.autograd.grad(ours, embeddings)[0]
+    criterion = bench.PerSampleLoss(centers, settings)
+    theirs = criterion(embeddings, labels)
+    torch.testing.assert_close(theirs, ours)
+    torch.testing.assert_close(torch.autograd.grad(theirs, embeddings)[0], gradient)
+    assert [len(pool) for pool in criterion.pools] == [4, 4, 3]  # the centres are in them
+    for _ in range(4):
+        criterion(embeddings, labels)
+    assert [len(pool) for pool in criterion.pools] == [8, 8, 8]
+
+
+def test_it_pads_to_the_limit_and_scores_each_epoch(bench, tmp_path):
+    settings = erc_tiny.settings(erc_tiny.encoder(tmp_path), epochs=2, batch_size=8)
+    loop = bench.PlainLoop(settings, erc_tiny.corpus())
+    batch = next(loop._batches(loop.dev))
+    assert batch.input_ids.shape == (8, settings.max_length)
+    scores = loop.run()
+    assert len(scores) == 2
+    assert all(0 <= score <= 1 for score in scores)
+
+
+def test_padding_changes_no_representation(bench, tmp_path):
+    settings = erc_tiny.settings(erc_tiny.encoder(tmp_path))
+    loop = bench.PlainLoop(settings, erc_tiny.corpus())
+    wide, _ = loop._encode(loop.dev[:5])
+    loop.settings = replace(settings, max_length=max(len(sample.input_ids) for sample in loop.dev[:5]))
+    narrow, _ = loop._encode(loop.dev[:5])
+    torch.testing.assert_close(wide, narrow, rtol=1e-4, atol=1e-5)
