@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
 ]
-PATHS = ("small", "tiles", "narrow")
+PATHS = ("small", "tiles", "tiles, sorted", "narrow", "narrow, sorted")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,9 @@ def _interpreted(monkeypatch):
 def choose(monkeypatch, path, descriptors=True):
     """Sends any size through one path; strips and workspace of few tiles, so that there are several."""
     monkeypatch.setattr(launch, "SMALL_ROWS", 10**6 if path == "small" else 0)
-    monkeypatch.setattr(launch, "NARROW_ROWS", 0 if path == "narrow" else 10**9)
+    monkeypatch.setattr(launch, "NARROW_ROWS", 0 if path in ("narrow", "narrow, sorted") else 10**9)
+    monkeypatch.setattr(launch, "NARROW", 256)
+    monkeypatch.setattr(launch, "SORTED_ROWS", 0 if path.endswith("sorted") else 10**9)
     monkeypatch.setattr(launch, "STRIP_ROWS", 32)
     monkeypatch.setattr(launch, "LOWEST_STRIP", 32)
     monkeypatch.setattr(launch, "WORKSPACE_BYTES", 6000)
@@ -100,6 +102,22 @@ def test_pointers_give_the_numbers_of_descriptors(monkeypatch, path):
     for descriptors in (False, True):
         choose(monkeypatch, path, descriptors)
         check(*made, True, torch.float16)
+
+
+@pytest.mark.parametrize("with_sum", [False, True])
+def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
+    choose(monkeypatch, "tiles, sorted")
+    made = problem(5, 260, 16, 250, 260, 10.0, torch.float32, with_sum, with_sum, num_classes=2)
+    labels = made[0][1]
+    order, place = triton_kernels._class_order(labels, 250)
+    assert torch.equal(order[place], torch.arange(260)) and torch.equal(order[250:], torch.arange(250, 260))
+    least, greatest = triton_kernels._label_ranges(
+        labels[order], triton_kernels._tile(made[0][0], torch.float32, "forward")
+    )
+    whole = least == greatest
+    assert (whole[:, None] & whole & (least[:, None] == least)).triu(2).any()  # a tile is two groups wide
+    assert (greatest[:, None] < least).triu(2).any()
+    check(*made, with_sum, torch.float32)
 
 
 @settings(max_examples=40, deadline=None)

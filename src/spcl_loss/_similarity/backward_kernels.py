@@ -8,7 +8,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spcl_loss._similarity.tile_kernels import LOG2E, LOG_ZERO, SIZES, block, candidate, halves, inner_products
+from spcl_loss._similarity.tile_kernels import (
+    LOG2E,
+    LOG_ZERO,
+    SIZES,
+    agreement,
+    block,
+    candidate,
+    halves,
+    inner_products,
+)
 
 # float16 loses digits below 6e-5; entries of H, made at most about this large, mostly lie above.
 HALF_MAGNITUDE: tl.constexpr = tl.constexpr(256.0)
@@ -114,6 +123,32 @@ def _h(scores, of_i, of_j, with_sum, PLAIN: tl.constexpr):
 
 
 @triton.jit
+def _uniform_h(scores, table, i, j, num_rows, agree, with_sum):
+    """`_h`, PLAIN, where all pairs share their label (`agree`) or none does: then one statistic is asked for."""
+    grads = table + tl.where(agree, 2, 1) * num_rows
+    weight_i = tl.where(agree, 1.0, tl.load(table + i, mask=i < num_rows, other=0.0))
+    weight_j = tl.where(agree, 1.0, tl.load(table + j, mask=j < num_rows, other=0.0))
+    grad_i = tl.load(grads + i, mask=i < num_rows, other=0.0)
+    grad_j = tl.load(grads + j, mask=j < num_rows, other=0.0)
+    h = tl.exp2(scores) * (grad_i[:, None] * weight_j[None, :] + weight_i[:, None] * grad_j[None, :])
+    if with_sum & agree:
+        c_i = tl.load(table + 3 * num_rows + i, mask=i < num_rows, other=0.0)
+        c_j = tl.load(table + 3 * num_rows + j, mask=j < num_rows, other=0.0)
+        h += c_i[:, None] + c_j[None, :]
+    return h
+
+
+@triton.jit
+def _store_block(h, workspace, workspace_stride, row, column, TMA: tl.constexpr, DTYPE: tl.constexpr):
+    if TMA:
+        workspace.store([row, column], h.to(DTYPE))
+    else:
+        rows = (row + tl.arange(0, h.shape[0])).to(tl.int64)
+        columns = column + tl.arange(0, h.shape[1])
+        tl.store(workspace + rows[:, None] * workspace_stride + columns[None, :], h.to(DTYPE))
+
+
+@triton.jit
 def _store_h(
     scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
     BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr, DTYPE: tl.constexpr,
@@ -139,31 +174,58 @@ def _store_h(
         h = _h(scores, of_i, of_j, with_sum, PLAIN)
         if (j0 < i0 + BM) & (i0 < j0 + WIDTH):
             h = tl.where(i[:, None] == j[None, :], 0.0, h)
-        if TMA:
-            workspace.store([row, column], h.to(DTYPE))
-        else:
-            rows = (row + tl.arange(0, BM)).to(tl.int64)
-            columns = column + tl.arange(0, WIDTH)
-            tl.store(workspace + rows[:, None] * workspace_stride + columns[None, :], h.to(DTYPE))
+        _store_block(h, workspace, workspace_stride, row, column, TMA, DTYPE)
+
+
+@triton.jit
+def _store_uniform_h(
+    scores, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
+    BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """`_store_h`, PLAIN, of pairs that all share their label (`agree`) or none does, and are not on the diagonal."""
+    if WIDTH > PART:
+        half: tl.constexpr = WIDTH // 2
+        left, right = halves(scores, BM, WIDTH)
+        _store_uniform_h(
+            left, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
+            BM, half, PART, TMA, DTYPE,
+        )  # fmt: skip
+        _store_uniform_h(
+            right, table, workspace, workspace_stride, row, column + half, i0, j0 + half, num_rows, agree, with_sum,
+            BM, half, PART, TMA, DTYPE,
+        )  # fmt: skip
+    else:
+        i = i0 + tl.arange(0, BM)
+        j = j0 + tl.arange(0, WIDTH)
+        h = _uniform_h(scores, table, i, j, num_rows, agree, with_sum)
+        _store_block(h, workspace, workspace_stride, row, column, TMA, DTYPE)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def h_of_tiles(
-    left, right, labels, table, workspace, log2_scale, first_i, first_j, num_rows, width, stride, num_i,
-    workspace_stride, with_sum,
+    left, right, labels, ranges, table, workspace, workspace_twice, log2_scale, first_i, first_j, num_rows, width,
+    stride, num_i, workspace_stride, with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """A tile of H, rounded, into the workspace."""
+    """A tile of H, rounded, into the workspace, which is given for blocks of PART columns and of twice as many."""
     row = tl.program_id(0) % num_i * BM
     column = tl.program_id(0) // num_i * BN
     i0 = first_i + row
     j0 = first_j + column
     scores = inner_products(left, right, i0, j0, num_rows, width, stride, BM, BN, BK, TMA, DTYPE, PRECISION)
-    _store_h(
-        scores * log2_scale, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
-        BM, BN, PART, TMA, DTYPE, PLAIN,
-    )  # fmt: skip
+    scores *= log2_scale
+    all_agree, none_agree = agreement(ranges, i0, j0, num_rows, BM, BN)
+    if PLAIN and (all_agree | none_agree) & ((j0 >= i0 + BM) | (i0 >= j0 + BN)):
+        _store_uniform_h(
+            scores, table, workspace_twice, workspace_stride, row, column, i0, j0, num_rows, all_agree, with_sum,
+            BM, BN, 2 * PART, TMA, DTYPE,
+        )  # fmt: skip
+    else:
+        _store_h(
+            scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
+            BM, BN, PART, TMA, DTYPE, PLAIN,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spcl_loss._similarity.tile_kernels import LOG2E, LOG_ZERO, SIZES, candidate, halves, inner_products
+from spcl_loss._similarity.tile_kernels import LOG2E, LOG_ZERO, SIZES, agreement, candidate, halves, inner_products
 
 
 @triton.jit
@@ -127,9 +127,32 @@ def _store_columns(
         return _sum_or_log(of_rows[0], 1, PLAIN), _sum_or_log(of_rows[1], 1, PLAIN), positive_sum
 
 
+@triton.jit
+def _store_uniform(
+    scores, weights, column, column_stat, i0, j0, num_rows, agree, with_sum,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """`_store_columns`, PLAIN, of a whole tile of pairs i < j that all share their label (`agree`), or none does."""
+    at = tl.arange(0, BN)
+    i = i0 + tl.arange(0, BM)
+    j = j0 + at
+    positive_sum = tl.zeros((BM,), tl.float32)
+    if with_sum:
+        positive_sum = tl.where(agree, tl.sum(scores, 1), 0.0)
+        tl.store(column + 2 * column_stat + at, tl.where(agree, tl.sum(scores, 0), 0.0))
+    scores = tl.exp2(scores)
+    weight_i = tl.where(agree, 1.0, tl.load(weights + i, mask=i < num_rows, other=0.0))
+    weight_j = tl.where(agree, 1.0, tl.load(weights + j, mask=j < num_rows, other=0.0))
+    of_columns = tl.sum(scores * weight_i[:, None], 0)
+    tl.store(column + at, tl.where(agree, 0.0, of_columns))
+    tl.store(column + column_stat + at, tl.where(agree, of_columns, 0.0))
+    of_rows = tl.sum(scores * weight_j[None, :], 1)
+    return tl.where(agree, 0.0, of_rows), tl.where(agree, of_rows, 0.0), positive_sum
+
+
 @triton.jit(do_not_specialize=SIZES)
 def statistics_of_tiles(
-    left, right, labels, weights, row_parts, column_parts, log2_scale, first, num_rows, num_anchors,
+    left, right, labels, ranges, weights, row_parts, column_parts, log2_scale, first, num_rows, num_anchors,
     width, stride, num_i, num_j, with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
@@ -138,7 +161,7 @@ def statistics_of_tiles(
 
     The strip begins at row and column `first`. row_parts: (3, num_j, num_i * BM), column_parts:
     (3, num_i, num_j * BN); tiles without a pair leave theirs unwritten, and `add_parts` does not read them.
-    `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN).
+    `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN), `ranges` see `agreement`.
     """
     block_i = tl.program_id(0) % num_i  # neighbours in time share their columns, and the strip's rows stay in the cache
     block_j = tl.program_id(0) // num_i
@@ -150,10 +173,16 @@ def statistics_of_tiles(
         row_stat = num_j.to(tl.int64) * num_i * BM
         column = column_parts + block_i.to(tl.int64) * num_j * BN + block_j * BN
         column_stat = num_i.to(tl.int64) * num_j * BN
-        negative, positive, positive_sum = _store_columns(
-            scores * log2_scale, labels, weights, column, column_stat, i0, j0, num_rows, num_anchors, with_sum,
-            BM, BN, PART, PLAIN,
-        )  # fmt: skip
+        all_agree, none_agree = agreement(ranges, i0, j0, num_rows, BM, BN)
+        if PLAIN and (all_agree | none_agree) & (j0 >= i0 + BM):
+            negative, positive, positive_sum = _store_uniform(
+                scores * log2_scale, weights, column, column_stat, i0, j0, num_rows, all_agree, with_sum, BM, BN
+            )
+        else:
+            negative, positive, positive_sum = _store_columns(
+                scores * log2_scale, labels, weights, column, column_stat, i0, j0, num_rows, num_anchors, with_sum,
+                BM, BN, PART, PLAIN,
+            )  # fmt: skip
         tl.store(row, negative)
         tl.store(row + row_stat, positive)
         if with_sum:

@@ -10,9 +10,12 @@ import torch
 
 # Rows up to which one launch per pass serves, and columns up to which the backward pass keeps gradients in registers.
 SMALL_ROWS = 256
-NARROW = 256
+# Wider rows are predicted to be faster through a workspace (docs/performance.md); kernels exist for up to 256.
+NARROW = 64
 # From that many rows on a narrow backward pass has programs enough to fill a GPU.
 NARROW_ROWS = 16384
+# From that many rows on sorting them by class costs less than comparing labels pair by pair.
+SORTED_ROWS = 8192
 WORKSPACE_BYTES = 768 << 20
 # Rows of the forward pass whose partial results are kept before they are added up.
 STRIP_ROWS = 8192

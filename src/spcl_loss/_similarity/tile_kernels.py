@@ -59,3 +59,25 @@ def candidate(labels, log_weights, num_weights, index, num_rows, OUTSIDE: tl.con
     log2_weight = tl.load(log_weights + index, mask=index < num_weights, other=0.0) * LOG2E
     log2_weight = tl.where(label < 0, -float("inf"), log2_weight)
     return label, tl.exp2(log2_weight) if PLAIN else log2_weight
+
+
+@triton.jit
+def agreement(ranges, i0, j0, num_rows, BM: tl.constexpr, BN: tl.constexpr):
+    """Whether all pairs of a tile share their label, and whether none does; neither is said where it is not known.
+
+    ranges: (2, groups), the least and the greatest label of every group of min(BM, BN) rows.
+    """
+    GROUP: tl.constexpr = BM if BM < BN else BN
+    least_i, greatest_i = _label_range(ranges, i0, num_rows, BM, GROUP)
+    least_j, greatest_j = _label_range(ranges, j0, num_rows, BN, GROUP)
+    all_agree = (least_i == greatest_i) & (least_j == greatest_j) & (least_i == least_j)
+    return all_agree, (greatest_i < least_j) | (greatest_j < least_i)
+
+
+@triton.jit
+def _label_range(ranges, first, num_rows, HEIGHT: tl.constexpr, GROUP: tl.constexpr):
+    num_groups = tl.cdiv(num_rows, GROUP)
+    group = first // GROUP + tl.arange(0, HEIGHT // GROUP)
+    least = tl.load(ranges + group, mask=group < num_groups, other=-2)
+    greatest = tl.load(ranges + num_groups + group, mask=group < num_groups, other=-2)
+    return tl.min(least, 0), tl.max(greatest, 0)

@@ -7,6 +7,8 @@ rows is the gradient, v_j = exp(log weight) of candidate j. What differs is wher
 * Above, the forward pass visits each pair i < j once: a tile of scores yields sums of its rows and of its columns. They
   are written to partial results, and a second kernel adds those up in a fixed order: no atomics, so every run gives the
   same bits, and nothing has to be chosen for `torch.use_deterministic_algorithms`.
+* From `launch.SORTED_ROWS` rows on they are sorted by class first: then nearly every tile holds pairs that all share
+  their label or none that does, and needs no comparison of labels.
 * The backward pass writes tiles of H in the products' precision to a bounded workspace, and the vendor's matrix product
   does the rest. Where rows are narrow and many the workspace's traffic would cost more than its symmetry saves: there
   each program owns rows, as in the small case, and keeps their gradient in registers.
@@ -59,7 +61,13 @@ def statistics(
         return rows.new_empty(0), rows.new_empty(0), rows.new_empty(0)
     compute = _small_statistics if rows.shape[0] <= launch.SMALL_ROWS else _large_statistics
     with torch.cuda.device_of(rows):
-        return compute(rows, labels, log_weights, scale, num_anchors, with_sum, product_dtype)
+        if rows.shape[0] < launch.SORTED_ROWS:
+            return compute(rows, labels, log_weights, scale, num_anchors, with_sum, product_dtype)
+        order, place = _class_order(labels, num_anchors)
+        weights = None if log_weights is None else log_weights[order]
+        found = compute(rows[order], labels[order], weights, scale, num_anchors, with_sum, product_dtype)
+        place = place[:num_anchors]
+        return found[0][place], found[1][place], found[2][place]
 
 
 def gradient(
@@ -78,29 +86,75 @@ def gradient(
     if negative.shape[0] == 0 or num_grads == 0:
         return rows.new_zeros(num_grads, rows.shape[1])
     with torch.cuda.device_of(rows):
-        upstream = [negative.contiguous(), positive.contiguous(), grads.contiguous()]
-        # Gradients are brought to a known size where H is rounded to half precision.
-        upstream.append(torch.linalg.vector_norm(grads, math.inf) if _is_half(product_dtype) else grads)
         if rows.shape[0] <= launch.SMALL_ROWS:
+            upstream = _upstream(negative, positive, grads, product_dtype)
             return _small_gradient(rows, labels, log_weights, scale, num_grads, with_sum, upstream, product_dtype)
-        plain = scale <= _PLAIN_SCALE
-        table = rows.new_empty(6, rows.shape[0])
-        coefficients_of_rows[(triton.cdiv(rows.shape[0], 256),)](
-            labels,
-            *_weights(rows, log_weights),
-            *upstream,
-            table,
-            rows.shape[0],
-            negative.shape[0],
-            HEIGHT=256,
-            PLAIN=plain,
-            HALF=_is_half(product_dtype),
+        if rows.shape[0] < launch.SORTED_ROWS:
+            upstream = _upstream(negative, positive, grads, product_dtype)
+            return _large_gradient(rows, labels, log_weights, scale, num_grads, with_sum, upstream, product_dtype)
+        order, place = _class_order(labels, *sorted({min(num_grads, negative.shape[0]), negative.shape[0]}))
+        weights = None if log_weights is None else log_weights[order]
+        anchors = order[: negative.shape[0]]
+        upstream = _upstream(negative[anchors], positive[anchors], grads[:, anchors], product_dtype)
+        result = _large_gradient(
+            rows[order], labels[order], weights, scale, num_grads, with_sum, upstream, product_dtype
         )
-        narrow = plain and _is_half(product_dtype) and rows.shape[1] <= launch.NARROW
-        compute = _narrow_gradient if narrow and rows.shape[0] >= launch.NARROW_ROWS else _wide_gradient
-        labels = _dense_labels(labels)
-        num_anchors = negative.shape[0]
-        return compute(rows, labels, table, upstream[3], scale, num_anchors, num_grads, with_sum, product_dtype)
+        return result[place[:num_grads]]
+
+
+def _class_order(labels: Tensor, *ends: int) -> tuple[Tensor, Tensor]:
+    """The rows' order in which those of a class are neighbours, so that few tiles hold several; and its inverse.
+
+    Each stretch of rows up to one of the `ends` is sorted by itself: anchors stay in front. What is behind them stays
+    as it is: prototypes come one of a class, in order.
+    """
+    starts = (0, *ends[:-1])
+    pieces = [labels[start:end].argsort(stable=True) + start for start, end in zip(starts, ends, strict=True)]
+    order = torch.cat([*pieces, torch.arange(ends[-1], labels.shape[0], device=labels.device)])
+    return order, order.argsort()
+
+
+def _label_ranges(labels: Tensor, tile: Tile) -> Tensor:
+    """(2, groups) the least and the greatest label of each group of rows; see `agreement` in `tile_kernels`."""
+    group = min(tile.rows, tile.columns)
+    groups = torch.nn.functional.pad(labels, (0, -labels.shape[0] % group), value=-2).view(-1, group)
+    return torch.stack([groups.amin(1), groups.amax(1)])
+
+
+def _upstream(negative: Tensor, positive: Tensor, grads: Tensor, product_dtype: torch.dtype) -> list[Tensor]:
+    """What the backward pass is given, and the largest gradient, which brings H to a size that half precision holds."""
+    largest = torch.linalg.vector_norm(grads, math.inf) if _is_half(product_dtype) else grads
+    return [negative.contiguous(), positive.contiguous(), grads.contiguous(), largest]
+
+
+def _large_gradient(
+    rows: Tensor,
+    labels: Tensor,
+    log_weights: Tensor | None,
+    scale: float,
+    num_grads: int,
+    with_sum: bool,
+    upstream: list[Tensor],
+    product_dtype: torch.dtype,
+) -> Tensor:
+    num_anchors = upstream[0].shape[0]
+    plain = scale <= _PLAIN_SCALE
+    table = rows.new_empty(6, rows.shape[0])
+    coefficients_of_rows[(triton.cdiv(rows.shape[0], 256),)](
+        labels,
+        *_weights(rows, log_weights),
+        *upstream,
+        table,
+        rows.shape[0],
+        num_anchors,
+        HEIGHT=256,
+        PLAIN=plain,
+        HALF=_is_half(product_dtype),
+    )
+    narrow = plain and _is_half(product_dtype) and rows.shape[1] <= launch.NARROW
+    compute = _narrow_gradient if narrow and rows.shape[0] >= launch.NARROW_ROWS else _wide_gradient
+    labels = _dense_labels(labels)
+    return compute(rows, labels, table, upstream[3], scale, num_anchors, num_grads, with_sum, product_dtype)
 
 
 def _small_statistics(
@@ -149,6 +203,7 @@ def _large_statistics(
     blocks = _blocks(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
     weights = _candidate_weights(rows, labels, log_weights, plain)
     labels = _dense_labels(labels)
+    ranges = _label_ranges(labels, tile)
     num_rows, width = rows.shape
     for first, height in _strips(num_rows, num_anchors, tile):
         num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)
@@ -157,6 +212,7 @@ def _large_statistics(
         statistics_of_tiles[(num_i * num_j,)](
             *blocks,
             labels,
+            ranges,
             weights,
             row_parts,
             column_parts,
@@ -285,6 +341,7 @@ def _wide_gradient(
     operand = _operand(rows, product_dtype)
     blocks = _blocks(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
     factor = operand[:, :width]
+    ranges = _label_ranges(labels, tile)
     result = rows.new_zeros(num_grads, width)
     # H is zero between rows that are no anchors, and of no use between rows whose gradient is not wanted.
     wanted_rows = min(num_anchors, num_grads)
@@ -298,8 +355,9 @@ def _wide_gradient(
             h_of_tiles[(num_i * num_j,)](
                 *blocks,
                 labels,
+                ranges,
                 table,
-                *_blocks(workspace, (tile.rows, tile.part)),
+                *_blocks(workspace, (tile.rows, tile.part), (tile.rows, min(2 * tile.part, tile.columns))),
                 scale * _LOG2E,
                 top,
                 left,
