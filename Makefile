@@ -25,7 +25,7 @@ help:
 demo: $(VENV)/erc.installed
 	$(BIN)/python examples/erc_meld.py --or-practice --output runs/demo $(DEMO_ARGS)
 
-test: $(VENV)/erc.installed $(VENV)/test.installed
+test: $(VENV)/erc.installed $(VENV)/integrations.installed $(VENV)/test.installed
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 check: $(VENV)/check.installed

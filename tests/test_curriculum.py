@@ -418,6 +418,24 @@ class TestResume:
         iter(resumed), iter(resumed)
         assert list(resumed) == expected[1:]
 
+    def test_set_epoch_keeps_the_place_of_an_iterator_that_was_loaded_before_it(self):
+        """Lightning's order: the loader's iterator is restored first, then set_epoch is called."""
+        first, second = sampler(), sampler()
+        first.set_epoch(1)
+        iterator = iter(first)
+        expected = [next(iterator) for _ in range(20)]
+        state, own = first.state_dict(), iterator.state_dict()
+        first.observe(torch.arange(101), torch.randn(101, 3), torch.arange(101) % 2, torch.eye(2, 3))
+        second.load_state_dict(state)
+        resumed = iter(second)
+        resumed.load_state_dict(own)
+        second.observe(torch.arange(101), torch.randn(101, 3), torch.arange(101) % 2, torch.eye(2, 3))
+        second.set_epoch(1)
+        assert second.state_dict()["position"] == 20
+        assert list(resumed) == list(iterator) != expected
+        second.set_epoch(1)
+        assert second.state_dict()["position"] == 0
+
     def test_a_finished_epoch_is_followed_by_a_whole_one(self):
         first, second = sampler(), sampler()
         first.set_epoch(1)

@@ -98,6 +98,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
     _iterator: _EpochIterator | None  # the last one that has begun in this epoch
     _resume_at: int | None  # a loaded position, until an iteration begins there
+    _loaded: bool  # whether a state was loaded of which no sample has been handed out yet
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
             check_floating("difficulty", difficulty, self._difficulty.shape)
             scores = difficulty.detach().cpu().to(self._difficulty.dtype)
             self._difficulty = torch.where(scores.isfinite(), scores, self.difficulty)
-        goes_on = self._resume_at is not None and difficulty is None and epoch == self.epoch
+        goes_on = self._loaded and difficulty is None and epoch == self.epoch
         self._counts_iterations = self._may_warn = False
         if not goes_on:
             self._begin_epoch(epoch, self.difficulty)
@@ -229,7 +230,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         self._observed.clear()
         self._begin_epoch(state["epoch"], drawn_from)
         self._resume_at = state["position"]
-        self._counts_iterations = True
+        self._loaded = self._counts_iterations = True
 
     @property
     def indices(self) -> Tensor:
@@ -248,6 +249,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         self.epoch, self._drawn_from = epoch, drawn_from
         self._iterator = None
         self._resume_at = None
+        self._loaded = False
 
     def _next_position(self) -> int:
         """Settles in which epoch the iteration that now begins is, and at which of its samples."""
@@ -337,6 +339,7 @@ class _EpochIterator(Iterator[int]):
             raise StopIteration
         offset = self.position % _CHUNK
         if offset == 0 or not self._chunk:  # as Python integers they take five times the room, so a chunk at a time
+            self._sampler._loaded = False
             start = self.position - offset
             self._chunk = self._indices[start : start + _CHUNK].tolist()
         self.position += 1
@@ -353,6 +356,7 @@ class _EpochIterator(Iterator[int]):
             self._sampler._check_epoch(state["epoch"])
             self._sampler._begin_epoch(state["epoch"], self._sampler.difficulty)
         self._begin(state["position"])
+        self._sampler._loaded = True
 
     def _begin(self, position: int) -> None:
         sampler = self._sampler

@@ -1,0 +1,65 @@
+"""The examples for training frameworks: epochs advance, ranks share them, an interrupted run continues exactly."""
+
+import socket
+from collections import Counter
+
+import pytest
+import torch
+
+import integration_run
+
+EPOCHS, SAVE_EVERY, STOP_AFTER = 3, 5, 9
+
+
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        ("ddp", 2),
+        ("stateful_loader", 2),
+        ("accelerate_loop", 2),
+        ("huggingface_trainer", 2),
+        ("lightning_module", 2),
+        ("sentence_transformers_trainer", 2),
+        ("metric_learning_trainer", 1),
+    ],
+)
+def test_example(name, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    torch.multiprocessing.spawn(integration_run.run, (name, world, port, tmp_path, STOP_AFTER), nprocs=world)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    assert_epochs_advance_and_are_shared([rank["whole"] for rank in ranks])
+    for rank in ranks:
+        assert_continues_exactly(rank)
+    if name == "sentence_transformers_trainer":
+        assert_grouped_by_label(ranks[0]["whole"])
+
+
+def assert_epochs_advance_and_are_shared(ranks):
+    drawn = []
+    for epoch in range(EPOCHS):
+        shares = [[index for at, batch in batches if at == epoch for index in batch] for batches in ranks]
+        assert len({len(share) for share in shares}) == 1
+        seen = [index for share in shares for index in share]
+        assert len(set(seen)) == len(seen)  # no rank twice, and no two ranks the same
+        assert 88 <= len(seen) <= 101  # half of 203, but for what does not fill the batches
+        drawn.append(set(seen))
+    assert [at for at, _ in ranks[0]] == sorted(at for at, _ in ranks[0])
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def assert_grouped_by_label(batches):
+    for _, batch in batches:
+        members = Counter(index % 4 for index in batch)  # the task's labels
+        assert sum(count >= 2 for count in members.values()) >= 2
+
+
+def assert_continues_exactly(rank):
+    saved = STOP_AFTER // SAVE_EVERY * SAVE_EVERY
+    assert len(rank["before"]) == STOP_AFTER
+    assert rank["before"] + rank["after"][STOP_AFTER - saved :] == rank["whole"]
+    assert rank["after"] == rank["whole"][saved:]
+    for expected, actual in zip(*rank["states"], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
