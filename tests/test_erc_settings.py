@@ -82,14 +82,23 @@ def test_the_objective_says_where_prototypes_come_from_unless_told():
     assert Settings(prototypes="label_text").prototype_kind == "label_text"
 
 
-SWITCHES = ("contrast", "prototypes", "prototype_anchors", "difficulty_pass", "future_turns", "layer_decay", "average")
+SWITCHES = (
+    "joint",
+    "contrast",
+    "prototypes",
+    "prototype_anchors",
+    "difficulty_pass",
+    "future_turns",
+    "layer_decay",
+    "average",
+)
 
 
 @pytest.mark.parametrize("dataset", ["MELD", "IEMOCAP", "EmoryNLP"])
 def test_what_is_not_the_papers_is_off_in_its_preset(dataset):
     paper = Settings(**preset("paper", dataset))
     assert {name: getattr(paper, name) for name in SWITCHES} == {
-        "contrast": "own", "prototypes": "own", "prototype_anchors": False, "difficulty_pass": "every",
+        "joint": False, "contrast": "own", "prototypes": "own", "prototype_anchors": False, "difficulty_pass": "every",
         "future_turns": 0, "layer_decay": 1.0, "average": 0.0,
     }  # fmt: skip
 
@@ -97,3 +106,4 @@ def test_what_is_not_the_papers_is_off_in_its_preset(dataset):
 def test_the_head_that_is_trained_selects():
     assert Settings(objective="ce").selects_by == "linear"
     assert Settings(objective="spdcl").selects_by == "prototype"
+    assert Settings(objective="spdcl", joint=True).selects_by == "linear"

@@ -257,7 +257,7 @@ def test_a_corpus_of_another_name_is_an_error(encoder, tmp_path):
         {"objective": "bcl", "curriculum": "all"},
         {"objective": "eacl", "prototypes": "label_text"},
         {"prototypes": "label_text", "contrast": "class_balanced", "prototype_anchors": True},
-        {"future_turns": 2, "layer_decay": 0.5},
+        {"future_turns": 2, "layer_decay": 0.5, "joint": True},
         {"patience": 1, "encoder_rate": 0.0, "past_queries": 0.0, "epochs": 5},
     ],
 )

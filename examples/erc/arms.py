@@ -32,6 +32,7 @@ MEMORIES = {
     for queue, support in ((64, 64), (256, 4), (256, 16), (256, 64), (256, 256), (1024, 64), (1024, 256))
 }  # fmt: skip
 SWITCHES = {
+    "joint": {"joint": True},
     "layers": {"layer_decay": 0.9},
     "average": {"average": 0.995},
     "balanced": {"contrast": "class_balanced"},

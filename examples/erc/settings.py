@@ -25,6 +25,7 @@ class Settings:
     dataset: str = _setting("MELD", "name of the corpus")
     encoder: str = _setting(MINILM, "the packaged MiniLM, or a Hugging Face id or folder")
     objective: str = _setting("spcl", "what trains the encoder", OBJECTIVES)
+    joint: bool = _setting(False, "the head's cross-entropy trains the encoder too, beside the objective")
     temperature: float = _setting(0.05, "of the shifted cosine; 0.05 is 0.10 on the plain cosine", minimum=1e-6)
     easy_threshold: float | None = _setting(None, "leave out anchors whose loss is not above it")
     contrast: str = _setting(
@@ -101,9 +102,14 @@ class Settings:
         return own if self.prototypes == "own" else self.prototypes
 
     @property
+    def head_trains_encoder(self) -> bool:
+        """Whether the linear head's loss goes on into the encoder; else the head only watches."""
+        return self.joint or self.objective == "ce"
+
+    @property
     def selects_by(self) -> str:
-        """The head whose dev weighted-F1 chooses the best epoch."""
-        return "linear" if self.objective == "ce" else "prototype"
+        """The head whose dev weighted-F1 chooses the best epoch: the one by which the encoder learns to classify."""
+        return "linear" if self.head_trains_encoder else "prototype"
 
 
 # What differs from the defaults. `paper`: Song et al. 2022, with what their command line and code add; easy_threshold

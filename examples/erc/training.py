@@ -75,7 +75,7 @@ class Training:
         model = EmotionModel(
             backbone,
             len(corpus.labels),
-            head_trains_encoder=settings.objective == "ce",
+            head_trains_encoder=settings.head_trains_encoder,
             learns_prototypes=settings.prototype_kind in ("learned", "label_text"),
         )
         if settings.difficulty_pass != "every" and accelerator.num_processes > 1:
