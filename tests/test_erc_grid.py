@@ -179,6 +179,18 @@ def test_an_interrupted_grid_goes_on_with_the_run_that_it_was_in(encoder, finish
     assert result["test"] == whole["test"]
 
 
+def test_several_workers_give_the_same_runs(encoder, finished, tmp_path):
+    assert command(encoder, tmp_path, "--arms", "ce", "cur", "--workers", "2") == 0
+    for path in (tmp_path / "runs").glob("*/predictions.csv"):
+        assert path.read_text() == (finished / "runs" / path.parent.name / path.name).read_text()
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_the_easy_threshold_of_the_paper_preset_is_spcls():
+    thresholds = {arm: arm_settings(arm, "paper", "MELD", 0, {}).easy_threshold for arm in ARMS}
+    assert {arm for arm, threshold in thresholds.items() if threshold is not None} == {"cur", "all", "half"}
+
+
 def test_the_report_can_be_made_from_folders_of_any_name(finished, tmp_path):
     assert grid_command.main(None, ["--report", str(finished / "runs"), "--output", str(tmp_path)]) == 0
     assert read(tmp_path / "results.json")["datasets"] == read(finished / "results.json")["datasets"]

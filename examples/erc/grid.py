@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,6 @@ class Job:
     name: str
     settings: Settings
 
-    def folder(self, root: Path) -> RunFolder:
-        return RunFolder(root / self.name)
-
 
 def jobs(
     datasets: Sequence[str], arms: Sequence[str], seeds: Sequence[int], preset_name: str, given: dict[str, Any]
@@ -39,16 +38,33 @@ def jobs(
     return list(chosen.values())
 
 
-def run(grid: Sequence[Job], root: Path, corpora: dict[str, Corpus]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Does what is still to do, and yields each run's result, those of finished runs too."""
-    from .training import train
+def run(
+    grid: Sequence[Job], root: Path, corpora: dict[str, Corpus], workers: int = 1
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Does what is still to do, and yields each run's result as it is there, those of finished runs too.
 
-    for job in grid:
-        folder = job.folder(root)
-        result = folder.stored_result()
-        if result is None:
-            result = train(job.settings, corpora[job.settings.dataset], folder.path, resume=True)
-        yield job, result
+    Several `workers` are processes of their own: a small encoder leaves most of a large GPU idle.
+    """
+    if workers == 1:
+        yield from ((job, _do(job, root, corpora[job.settings.dataset])) for job in grid)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        jobs_by_future = {pool.submit(_do, job, root, corpora[job.settings.dataset]): job for job in grid}
+        for future in as_completed(jobs_by_future):
+            yield jobs_by_future[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _do(job: Job, root: Path, corpus: Corpus) -> dict[str, Any]:
+    folder = RunFolder(root / job.name)
+    result = folder.stored_result()
+    if result is None:
+        from .training import train
+
+        result = train(job.settings, corpus, folder.path, resume=True)
+    return result
 
 
 def load_corpora(datasets: Sequence[str], data_root: Path | None) -> dict[str, Corpus]:

@@ -52,6 +52,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         default="minilm",
         help="minilm: 22M parameters; mpnet: 110M, from the hub or a folder; paper: 355M, with the authors' settings",
     )
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, each a process of its own")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the folder with meld/, iemocap/ and emorynlp/")
     parser.add_argument("--report", nargs="+", type=Path, metavar="DIR", help="only report, on the runs in these")
     add_options(parser.add_argument_group("settings that all arms share, unless the arm is about them"))
@@ -65,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> None:
     grid = jobs(datasets, arms, arguments.seeds, _preset(arguments.preset), changes)
     corpora = load_corpora(datasets, arguments.data_root)
     runs = arguments.output / "runs"
-    for number, (job, result) in enumerate(run(grid, runs, corpora), start=1):
+    for number, (job, result) in enumerate(run(grid, runs, corpora, arguments.workers), start=1):
         print(f"[{number}/{len(grid)}] {_line(job, result)}", flush=True)
     report([runs], arguments.output, len(grid), arguments.data_root)
 
