@@ -1,6 +1,10 @@
 """What each rank does for tests/test_distributed.py: every question in turn, in one start of the processes."""
 
+import contextlib
+import io
 import os
+import re
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -77,6 +81,29 @@ def compiled(rank, world_size):
 def one_graph(loss):
     torch._dynamo.reset()
     return torch.compile(loss, fullgraph=True, backend="aot_eager")
+
+
+@question
+def two_passes(rank, world_size):
+    """Gradients by the recipe of the documentation, in chunks of two rows, averaged with the last chunk."""
+    recipe = functions_of_page("howto/large-batches.md")["backward_in_two_passes"]
+    encoder = DistributedDataParallel(training.Learner("SPCL").encoder)
+    loss_fn = training.Objective("SPCL-plain-strips").loss
+    gradients = []
+    for inputs, labels, _ in own_steps(rank, world_size):
+        encoder.zero_grad()
+        recipe(encoder, loss_fn, inputs, labels, 2)
+        gradients.append([parameter.grad.clone() for parameter in encoder.parameters()])
+    return gradients
+
+
+def functions_of_page(page):
+    """What the first Python block of a page defines."""
+    text = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    namespace = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1], namespace)
+    return namespace
 
 
 @question

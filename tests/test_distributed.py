@@ -4,11 +4,13 @@ import functools
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import rank_questions
 import rank_training as training
 import ranks
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+from spcl_loss._similarity import strips
 
 WORLD_SIZES = [1, 2, 3, 4]
 
@@ -160,3 +162,53 @@ def test_a_run_goes_on_with_another_number_of_ranks(world_size):
         assert torch.equal(
             answer["another_world_size"]["fingerprint"], answers(world_size)[0]["another_world_size"]["fingerprint"]
         )
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_two_passes_give_the_gradients_of_one(world_size):
+    encoder, loss_fn = training.Learner("SPCL").encoder, training.Objective("SPCL-plain-strips").loss
+    for step, ((inputs, labels, _), _) in enumerate(training.batches(world_size)):
+        encoder.zero_grad()
+        loss_fn(encoder(inputs), labels).backward()
+        expected = [parameter.grad for parameter in encoder.parameters()]
+        for answer in answers(world_size):
+            for a, b in zip(answer["two_passes"][step], expected, strict=True):
+                assert (a - b).abs().max() <= 1e-6 * max(1, max(float(g.abs().max()) for g in expected))
+
+
+class TestScaling:
+    """The formulas of docs/scaling.md."""
+
+    formulas = rank_questions.functions_of_page("scaling.md")
+
+    @pytest.mark.parametrize("case", training.CASES)
+    @pytest.mark.parametrize("world_size", WORLD_SIZES)
+    def test_bytes(self, world_size, case):
+        method, weighted, impl = case.split("-")
+        statistics = 0 if impl == "dense" else 3 if training.METHODS[method].get("positives") == "outside" else 2
+        expected = self.formulas["bytes_received"](
+            6 * world_size, world_size, training.WIDTH, 4, statistics, weighted == "weighted"
+        )
+        if (
+            method == "EACL" and impl == "strips"
+        ):  # the statistics of prototypes that are anchors, padded to equal parts
+            expected += (world_size - 1) * 4 * statistics * -(-training.NUM_CLASSES // world_size)
+        assert {answer["bytes_received"][case] for answer in answers(world_size)} == {expected}
+
+    @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+    def test_operations(self, world_size, monkeypatch):
+        monkeypatch.setenv(
+            "SPCL_TILE_BYTES", "4096"
+        )  # diagonal tiles are computed whole: small ones, so that it shows less
+        N, D, labels = 800, 128, torch.arange(800) % 5
+        rows, n = torch.nn.functional.normalize(torch.randn(N, D)), N // world_size
+
+        def of_addmm(target, left, right, **_):  # the counter knows shapes only, and no products in place
+            return 2 * left[0] * left[1] * right[1]
+
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: of_addmm}) as counter:
+            strips.statistics(rows, labels, None, 5.0, n, False, torch.float32)
+            strips.gradient(
+                rows, labels, None, 5.0, n, False, torch.ones(N), torch.ones(N), torch.ones(3, N), torch.float32
+            )
+        assert counter.get_total_flops() == pytest.approx(self.formulas["operations"](N, world_size, D), rel=0.05)

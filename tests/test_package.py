@@ -24,6 +24,7 @@ states = lambda: (torch.get_rng_state().tolist(), random.getstate(), str(numpy.r
 before, loaded = states(), set(sys.modules)
 import spcl_loss
 assert states() == before
+assert not {"spcl_loss.testing", "torch.multiprocessing.spawn"} & (set(sys.modules) - loaded)
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - loaded} - set(sys.stdlib_module_names)))
 """
 

@@ -1,0 +1,199 @@
+"""A check of any loss on several processes against one. Import it by name: `import spcl_loss` leaves it alone."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+
+from spcl_loss._checks import check_number, check_size
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def assert_matches_single_process(
+    loss_factory: Callable[[], Loss],
+    *,
+    num_classes: int,
+    embedding_dim: int,
+    batch_sizes: Sequence[Sequence[int]] = ((4, 4), (7, 2), (3, 0, 5)),
+    tolerance: float = 1e-6,
+    timeout: float = 300.0,
+) -> None:
+    """Asserts that ranks which share a batch train as one process with the whole batch would.
+
+    Starts processes of a gloo group on this machine, gives each its part of a random batch through the same small
+    encoder, averages the gradients as DDP does, and compares, in float64: the loss on every rank, the gradient of every
+    parameter of encoder and loss, and the loss's buffers, which must be the same on all ranks.
+
+    Args:
+        loss_factory: makes the loss, on every rank anew; called without arguments once the process group exists. The
+            loss takes embeddings (n, D) and labels (n,) and gives a scalar. Processes are spawned, so the factory has
+            to be picklable: a class, a function of a module, or a `functools.partial` of these. In a script, call this
+            below ``if __name__ == "__main__":``.
+        num_classes: labels are drawn from so many.
+        embedding_dim: D.
+        batch_sizes: the rows of each rank, one entry a step; the length of an entry is its number of ranks.
+        tolerance: largest difference, relative to the largest entry of what is compared.
+        timeout: seconds for each number of ranks; then the processes are ended.
+
+    Raises:
+        AssertionError: the ranks do something else; the message says what, by which factor, and what that suggests.
+        TypeError: an argument has the wrong kind, or `loss_factory` cannot be pickled.
+        ValueError: a size or a number does not fit.
+
+    Example:
+        Not run here, since it starts processes; ``docs/howto/distributed.md`` has one that is::
+
+            from functools import partial
+            from spcl_loss import SupervisedPrototypicalContrastiveLoss
+            from spcl_loss.testing import assert_matches_single_process
+
+            if __name__ == "__main__":
+                factory = partial(SupervisedPrototypicalContrastiveLoss, 3, 16, gather_distributed=True)
+                assert_matches_single_process(factory, num_classes=3, embedding_dim=16)
+    """
+    check_size("num_classes", num_classes)
+    check_size("embedding_dim", embedding_dim)
+    check_number("tolerance", tolerance, minimum=0)
+    check_number("timeout", timeout, minimum=0)
+    try:
+        pickle.dumps(loss_factory)
+    except Exception as error:
+        raise TypeError(
+            f"loss_factory must be picklable, since processes are spawned; received {loss_factory!r}: {error}. "
+            "Use a class, a function of a module, or functools.partial instead of a lambda or an inner function"
+        ) from error
+    for world_size in sorted({len(counts) for counts in batch_sizes}):
+        steps = [list(counts) for counts in batch_sizes if len(counts) == world_size]
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = world_size, folder, loss_factory, num_classes, embedding_dim, steps, timeout
+            _run_ranks(arguments, timeout)
+            expected, *ranks = (
+                torch.load(Path(folder) / name, weights_only=True)
+                for name in ("single.pt", *(f"{rank}.pt" for rank in range(world_size)))
+            )
+        problems = list(_problems(expected, ranks, tolerance))
+        if problems:
+            raise AssertionError(f"{world_size} ranks do not match a single process:\n  " + "\n  ".join(problems))
+
+
+def _run_ranks(arguments: tuple[Any, ...], timeout: float) -> None:
+    world_size = arguments[0]
+    context = start_processes(  # type: ignore[no-untyped-call]
+        _rank, arguments, nprocs=world_size, join=False, daemon=True, start_method="spawn"
+    )
+    deadline = time.monotonic() + timeout
+    try:
+        while not context.join(timeout=max(0.1, deadline - time.monotonic())):
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"{world_size} ranks have not come to an end after {timeout:g} seconds. Perhaps one waits in a "
+                    "collective call that another never makes; else allow more time with timeout"
+                )
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        raise AssertionError(f"one of {world_size} ranks failed:\n{error}") from error
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()
+
+
+def _rank(
+    rank: int,
+    world_size: int,
+    folder: str,
+    loss_factory: Callable[[], Loss],
+    num_classes: int,
+    embedding_dim: int,
+    steps: list[list[int]],
+    timeout: float,
+) -> None:
+    torch.set_num_threads(1)
+
+    def run(name: str, rank: int, world_size: int, steps: list[list[int]]) -> None:
+        store = dist.FileStore(f"{folder}/store of {world_size}", world_size)  # type: ignore[attr-defined]
+        limit = timedelta(seconds=timeout)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
+        result = _train(loss_factory, num_classes, embedding_dim, steps, rank)
+        torch.save(result, f"{folder}/{name}.pt")
+        dist.destroy_process_group()
+
+    if rank == 0:
+        run("single", 0, 1, [[sum(counts)] for counts in steps])
+    run(str(rank), rank, world_size, steps)
+
+
+def _train(
+    loss_factory: Callable[[], Loss], num_classes: int, embedding_dim: int, steps: list[list[int]], rank: int
+) -> dict[str, Any]:
+    """Losses of the steps, averaged gradients summed up over them, and the loss's buffers in the end."""
+    torch.manual_seed(0)
+    encoder, loss = nn.Linear(8, embedding_dim).double(), loss_factory()
+    trained = {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()}
+    buffers: dict[str, Tensor] = {}
+    if isinstance(loss, nn.Module):
+        loss.double()
+        trained |= {f"loss.{name}": parameter for name, parameter in loss.named_parameters()}
+        buffers = dict(loss.named_buffers())
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for counts in steps:
+        labels = torch.randint(num_classes, (sum(counts),), generator=generator)
+        inputs = torch.randn(sum(counts), 8, generator=generator, dtype=torch.float64)
+        own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        value = loss(encoder(inputs[own]), labels[own])
+        if not isinstance(value, Tensor) or value.dim():
+            received = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"the loss must give a scalar tensor; received {received}. Reduce it, by a mean or a sum")
+        value.backward()  # type: ignore[no-untyped-call]
+        losses.append(value.detach().double())
+    gradients = {}
+    for name, parameter in trained.items():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        dist.all_reduce(gradient)
+        gradients[name] = gradient / dist.get_world_size()
+    return {"losses": torch.stack(losses), "gradients": gradients, "buffers": buffers}
+
+
+def _problems(expected: dict[str, Any], ranks: list[dict[str, Any]], tolerance: float) -> Iterator[str]:
+    def differ(a: Tensor, b: Tensor) -> bool:
+        return not bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-12))
+
+    losses = torch.stack([rank["losses"] for rank in ranks])
+    for step in range(losses.shape[1]):
+        shown = ", ".join(f"{value:.6g}" for value in losses[:, step])
+        if differ(losses[:, step], losses[:1, step]):
+            yield (
+                f"step {step}: the loss differs between ranks ({shown}). Each seems to see its own rows only: "
+                "pass gather_distributed=True, or gather the rows in the loss"
+            )
+        elif differ(losses[:, step], expected["losses"][step]):
+            yield f"step {step}: the loss is {shown} on the ranks and {expected['losses'][step]:.6g} in one process"
+    for name, gradient in expected["gradients"].items():
+        if differ(ranks[0]["gradients"][name], gradient):
+            yield f"gradients of {name} are {_difference(ranks[0]['gradients'][name], gradient, len(ranks))}"
+    for name, buffer in ranks[0]["buffers"].items():
+        if not all(torch.equal(rank["buffers"][name], buffer) for rank in ranks):
+            yield f"buffer {name} of the loss differs between ranks: each has to be updated with the rows of all"
+
+
+def _difference(gradient: Tensor, expected: Tensor, world_size: int) -> str:
+    """In words: a factor where the two are proportional."""
+    factor = float((gradient * expected).sum() / expected.square().sum())
+    error = float((gradient - factor * expected).norm() / expected.norm())
+    if not error < 1e-3:
+        share = float((gradient - expected).norm() / expected.norm())
+        return f"not the single-process ones: they differ by {share:.2g} of their norm"
+    named = {world_size: ": the world size", 1 / world_size: ": one over the world size"}
+    suggestion = next((text for value, text in named.items() if abs(factor / value - 1) < 1e-3), "")
+    return f"{factor:.4g}x the single-process ones{suggestion}"

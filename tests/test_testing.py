@@ -1,0 +1,125 @@
+"""The check of a loss on several processes: what it lets pass, and what it says of losses that are wrong."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from spcl_loss import SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
+from spcl_loss.testing import assert_matches_single_process
+
+RANKS = ((4, 4), (6, 1))
+gathered = partial(SupervisedPrototypicalContrastiveLoss, 3, 8, queue_size=4, support_size=2, gather_distributed=True)
+local = partial(gathered, gather_distributed=False)
+
+
+class Learned(torch.nn.Module):
+    """Prototypes that are parameters of the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.prototypes = torch.nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, embeddings, labels):
+        return supervised_prototypical_contrastive_loss(
+            embeddings, labels, self.prototypes, prototype_anchors=True, gather_distributed=True, impl="strips"
+        )
+
+
+class Scaled(torch.nn.Module):
+    """The right value with gradients that are `factor(world size)` times the right ones."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.loss, self.factor = gathered(), factor
+
+    def forward(self, embeddings, labels):
+        loss, factor = self.loss(embeddings, labels), self.factor(dist.get_world_size())
+        return loss.detach() + factor * (loss - loss.detach())
+
+
+def times_world_size(size):
+    return size
+
+
+def over_world_size(size):
+    return 1 / size
+
+
+def tripled(size):
+    return 3.0 if size > 1 else 1.0
+
+
+class OwnRowsOnly(torch.nn.Module):
+    """A gathered loss whose memory remembers the rows of its own rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = gathered()
+
+    def forward(self, embeddings, labels):
+        loss = self.loss(embeddings, labels, update_memory=False)
+        self.loss.memory.update(embeddings, labels)
+        return loss
+
+
+class Stuck(torch.nn.Module):
+    """Its first rank waits for the others, who go on."""
+
+    def forward(self, embeddings, labels):
+        if dist.get_world_size() > 1 and dist.get_rank() == 0:
+            dist.barrier()
+        return embeddings.sum()
+
+
+def check(factory, **options):
+    assert_matches_single_process(factory, num_classes=3, embedding_dim=8, **{"batch_sizes": RANKS} | options)
+
+
+def test_right_losses_pass():
+    check(gathered)
+    check(Learned, batch_sizes=[(2, 0, 5), (3, 4, 1)])
+
+
+@pytest.mark.parametrize(
+    ("factory", "messages"),
+    [
+        (
+            local,
+            [
+                "the loss differs between ranks",
+                "gather_distributed=True",
+                "not the single-process ones",
+                "memory.queue",
+            ],
+        ),
+        (partial(Scaled, times_world_size), ["gradients of encoder.weight are 2x", ": the world size"]),
+        (partial(Scaled, over_world_size), ["gradients of encoder.bias are 0.5x", ": one over the world size"]),
+        (partial(Scaled, tripled), ["gradients of encoder.weight are 3x the single-process ones"]),
+        (OwnRowsOnly, ["buffer loss.memory.queue of the loss differs between ranks"]),
+    ],
+    ids=["local", "times world size", "over world size", "three times", "memories apart"],
+)
+def test_wrong_losses_are_told_what_is_wrong(factory, messages):
+    with pytest.raises(AssertionError) as caught:
+        check(factory)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_ranks_that_wait_for_ever_are_ended():
+    with pytest.raises(AssertionError, match=r"not come to an end|failed"):
+        check(Stuck, timeout=20)
+
+
+def test_a_loss_that_raises_is_reported():
+    with pytest.raises(AssertionError, match="must have shape"):
+        check(partial(SupervisedPrototypicalContrastiveLoss, 3, 9))
+    with pytest.raises(AssertionError, match="scalar"):
+        check(partial(gathered, reduction="none"))
+
+
+def test_a_factory_that_cannot_be_sent_is_named():
+    with pytest.raises(TypeError, match=r"picklable.*functools\.partial"):
+        check(lambda: gathered())
