@@ -33,7 +33,7 @@ def ranking(arms: Sequence[Arm], quotes: Sequence[Quote]) -> Figure:
         style = {"color": STRONG[1], "linestyle": ("-", "--")[number], "linewidth": 1.2, "zorder": 1}
         axes.axvline(quote.weighted_f1, label=f"{quote.method} ({quote.encoder}): {quote.weighted_f1:.2f}", **style)
     axes.set_yticks(range(len(arms)), [f"{arm.label}  (n={len(arm.runs)})" for arm in arms])
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel("test weighted-F1, percent (diamond: mean, bar: ± 1 sd)")
     axes.grid(axis="x", color="0.9")
     _plain(axes)
