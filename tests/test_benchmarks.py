@@ -188,3 +188,49 @@ def test_the_cheapest_and_the_dearest_way_through_a_kernel():
     assert count(loop_way(code)) == {"HGMMA": 1, "BRA": 1}
     assert count(other_way(code, min)) == {"S2R": 1, "BRA": 2, "FMUL": 1, "EXIT": 2}
     assert count(other_way(code, max)) == {"S2R": 1, "BRA": 3, "LDG": 1, "FSEL": 1, "FADD": 1, "EXIT": 2}
+
+
+def test_a_dry_run_of_tune_compiles_times_and_writes_the_table(tmp_path):
+    command = [sys.executable, BENCHMARKS / "tune.py", "--dry-run", "--output", tmp_path, "--seconds", "0"]
+    run = subprocess.run(
+        [*command, "--precisions", "half", "--kernels", "backward"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (found,) = json.loads((tmp_path / "tune.json").read_text())["kernels"]
+    assert len(found["predicted"]) == 2 and any(found["predicted"].values())
+    assert all(time > 0 for times in found["seconds"].values() for time in times)
+    compile((tmp_path / "launch.py").read_text(), "launch.py", "exec")
+
+
+def test_tune_replaces_one_entry_of_the_table():
+    import tune
+
+    from spcl_loss._similarity import launch
+
+    source = Path(launch.__file__).read_text()
+    tile = launch.Tile(1, 2, 3, 4, 5, 6)
+    for architecture, precision, kernel in [("sm_90", "half", "forward"), ("sm_100", "tf32", "backward_steep")]:
+        scope = {"__name__": "replaced"}
+        exec(compile(tune.rewrite(source, architecture, precision, kernel, tile), "launch.py", "exec"), scope)
+        assert scope["TILES"][architecture][precision].pop(kernel) == tile
+        present = {name: dict(table) for name, table in launch.TILES[architecture].items()}
+        del present[precision][kernel]
+        assert scope["TILES"][architecture] == present
+    with pytest.raises(ValueError, match="no entry sm_90, half, absent"):
+        tune.rewrite(source, "sm_90", "half", "absent", tile)
+
+
+def test_tune_keeps_the_present_tile_unless_another_is_clearly_faster():
+    import tune
+
+    present, close, fast = (tune.Tile(rows, 64, 64, 4, 3, 32) for rows in (1, 2, 3))
+    times = {present: [1.0, 4.0], close: [0.99, 3.97]}
+    assert tune.choose(times, present) == (present, 1.0)
+    best, ratio = tune.choose({**times, fast: [1.25, 2.0]}, present)
+    assert best == fast and ratio == pytest.approx(math.sqrt(1.25 / 2))
+    for kernel in ("small", "forward", "backward_steep", "narrow_128"):
+        tiles = tune.candidates(kernel, "half")
+        assert 5 < len(tiles) == len(set(tiles)) <= 80, kernel
