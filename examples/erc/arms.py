@@ -30,7 +30,7 @@ MEMORIES = {
     f"spcl_q{queue}_s{support}": ARMS["all"] | {"queue_size": queue, "support_size": support}
     for queue, support in ((64, 64), (256, 4), (256, 16), (256, 64), (256, 256), (1024, 64), (1024, 256))
 }
-SWITCHES = {
+SWITCHES: dict[str, dict[str, Any]] = {
     "joint": {"joint": True},
     "layers": {"layer_decay": 0.9},
     "average": {"average": 0.995},

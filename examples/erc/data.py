@@ -16,7 +16,9 @@ from .meld import load_meld
 from .practice import PRACTICE, practice_corpus
 from .sources import NoDataError
 
-__all__ = ["DATASETS", "NoDataError", "departures", "load_corpus", "split_table"]
+__all__ = [
+    "DATASETS", "EMORYNLP", "EMORYNLP_REDUCED", "IEMOCAP", "NoDataError", "departures", "load_corpus", "split_table",
+]  # fmt: skip
 
 DATASETS: dict[str, Callable[[str | Path | None], Corpus]] = {
     "MELD": load_meld, IEMOCAP: load_iemocap, EMORYNLP: load_emorynlp, EMORYNLP_REDUCED: load_emorynlp,

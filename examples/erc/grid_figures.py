@@ -30,7 +30,7 @@ def ranking(arms: Sequence[Arm], quotes: Sequence[Quote]) -> Figure:
             axes.errorbar(mean, row, xerr=statistics.stdev(scores), color=STRONG[0], capsize=3, zorder=3)
         axes.plot(mean, row, "D", color=STRONG[0], markersize=6, zorder=4)
     for number, quote in enumerate(quotes[:2]):  # the paper and its re-run
-        style = {"color": STRONG[1], "linestyle": ("-", "--")[number], "linewidth": 1.2, "zorder": 1}
+        style: dict[str, Any] = {"color": STRONG[1], "linestyle": ("-", "--")[number], "linewidth": 1.2, "zorder": 1}
         axes.axvline(quote.weighted_f1, label=f"{quote.method} ({quote.encoder}): {quote.weighted_f1:.2f}", **style)
     axes.set_yticks(range(len(arms)), [f"{arm.label}  (n={len(arm.runs)})" for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)

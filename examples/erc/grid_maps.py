@@ -38,7 +38,7 @@ def map_of(run: Run, corpus: Corpus, cache: Path) -> dict[str, np.ndarray]:
 
         def write(path: Path) -> None:
             with path.open("wb") as partial:  # a name would be given the ending .npz
-                np.savez_compressed(partial, **places)
+                np.savez_compressed(partial, **places)  # type: ignore[arg-type]
 
         atomically(file, write)
     with np.load(file) as stored:

@@ -185,6 +185,7 @@ class Training:
         """Difficulties (n,) of the new samples from the last training steps; a past query has its turn's own."""
         own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.prompts.own_queries())}
         places = [own[sample.dialogue, sample.turn] for sample in self.samples]
+        assert isinstance(self.sampler, DifficultyCurriculumSampler)  # else the settings have a pass every epoch
         return self.sampler.difficulty[places]
 
     def _begin_epoch(self, difficulty: Tensor) -> None:
@@ -211,7 +212,7 @@ class Training:
                     both = losses(self.settings, self.criterion, features, scores, batch.labels, learned)
                     accelerator.backward(both.sum())
                     self._update(progress.batch / len(batches))
-                if self.settings.difficulty_pass != "every":
+                if isinstance(self.sampler, DifficultyCurriculumSampler) and self.settings.difficulty_pass != "every":
                     centers, _ = self.criterion.memory.centroids()
                     self.sampler.observe(torch.tensor(members), features.detach(), batch.labels, centers)
                 sums += both.detach()
