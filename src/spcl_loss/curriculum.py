@@ -185,7 +185,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         """
         scores = prototype_difficulty(embeddings, labels, centers, center_mask).to(self._difficulty.dtype)
         check_indices(indices, scores.shape[0], self._difficulty.shape[0])
-        self._observed.append((indices.long().to(scores.device), scores))
+        self._observed.append((indices.long(), scores))
         if len(self._observed) >= _HELD:
             self._difficulty = self.difficulty
 
