@@ -167,6 +167,8 @@ def disagreements(rank, world_size):
         "temperature": say(embeddings, labels, temperature=0.1 if odd else 0.05),
         "sample_weight": say(embeddings, labels, sample_weight=torch.ones(4) if odd else None),
         "prototypes": say(embeddings, labels, torch.randn(3 if odd else 2, 8)),
+        "learned": say(embeddings, labels, torch.randn(2, 8, requires_grad=odd)),
+        "refused option": say(embeddings, labels, temperature=-1.0 if odd else 0.05),
         "refused": say(embeddings, labels - 7 if odd else labels),
         "none": say(embeddings, labels),
     }

@@ -130,7 +130,8 @@ DISAGREEMENTS = {
     "width": ("width of embeddings", "8 on rank 0", "7 on rank 2"),
     "dtype": ("dtype of embeddings", "torch.float32 on rank 0", "torch.float64 on rank 2"),
     "temperature": ("temperature", "0.05 on rank 0", "0.1 on rank 2"),
-    "sample_weight": ("sample_weight given", "False on rank 0", "True on rank 2"),
+    "sample_weight": ("dtype of sample_weight", "None on rank 0", "torch.float32 on rank 2"),
+    "learned": ("requires_grad of prototypes", "False on rank 0", "True on rank 2"),
     "prototypes": ("shape of prototypes", "(2, 8) on rank 0", "(3, 8) on rank 2"),
 }
 
@@ -148,6 +149,7 @@ def test_a_batch_that_one_rank_refuses_is_an_error_on_all():
     assert odd["refused"].startswith("ValueError: labels must be classes")
     for other in others:
         assert "rank 2 refused its own: labels must be classes" in other["refused"]
+        assert "rank 2 refused its own: temperature must be" in other["refused option"]
     assert not any(answer["none"] for answer in [*others, odd])
 
 

@@ -289,6 +289,12 @@ BAD_INPUT = {
     "unknown contrast": (ValueError, "class_balanced", "some", {"contrast": "some"}),
     "unknown reduction": (ValueError, "none", "median", {"reduction": "median"}),
     "unknown impl": (ValueError, "dense", "fast", {"impl": "fast"}),
+    "prototype anchors without prototypes": (
+        ValueError,
+        "needs prototypes",
+        "None",
+        {"prototypes": None, "prototype_anchors": True},
+    ),
     "mask without prototypes": (
         ValueError,
         "prototypes",

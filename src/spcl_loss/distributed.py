@@ -55,10 +55,12 @@ def gather_batch(
     times the number of ranks, by which DDP divides when it averages.
     """
     size = world_size(group)
-    if size == 1:
-        return Batch(embeddings, labels, sample_weight, embeddings)
-    given = {"width of embeddings": embeddings.shape[1], "dtype of embeddings": embeddings.dtype}
-    counts = _agree(embeddings, size, group, {**given, "sample_weight given": sample_weight is not None, **settings})
+    tensors = {
+        "width of embeddings": embeddings.shape[1],
+        "dtype of embeddings": embeddings.dtype,
+        "dtype of sample_weight": None if sample_weight is None else sample_weight.dtype,
+    }
+    counts = _agree(embeddings, size, group, {**tensors, **settings})
     ranks = Ranks(counts, dist.get_rank(group), group)
     if sample_weight is not None:
         sample_weight = _with_own_gradient(ranks, sample_weight)
@@ -89,12 +91,12 @@ def refusing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         size = world_size(group)
         if size > 1 and not torch.compiler.is_compiling():
-            _exchange(_REFUSED, 0, size, group)
-            _exchange_objects(str(error), size, group)
+            _exchange(0, _REFUSED, size, group)
+            _gather_objects(str(error), size, group)
         raise
 
 
-_REFUSED = -1  # in place of a row count
+_REFUSED = -1  # in place of a checksum: it agrees with none
 
 
 def _agree(embeddings: Tensor, size: int, group: dist.ProcessGroup | None, settings: Mapping[str, object]) -> list[int]:
@@ -108,7 +110,7 @@ def _agree(embeddings: Tensor, size: int, group: dist.ProcessGroup | None, setti
     headers = _exchange(rows, crc32(repr(settings).encode()), size, group)
     if len({checksum for _, checksum in headers}) > 1:
         shown = {name: repr(value) for name, value in settings.items()}
-        raise ValueError(_disagreement(_exchange_objects(shown, size, group)))
+        raise ValueError(_disagreement(_gather_objects(shown, size, group)))
     return [count for count, _ in headers]
 
 
@@ -122,7 +124,7 @@ def _exchange(rows: int, checksum: int, size: int, group: dist.ProcessGroup | No
     return values
 
 
-def _exchange_objects(value: str | dict[str, str], size: int, group: dist.ProcessGroup | None) -> list[Any]:
+def _gather_objects(value: str | dict[str, str], size: int, group: dist.ProcessGroup | None) -> list[Any]:
     values: list[Any] = [None] * size
     dist.all_gather_object(values, value, group)
     return values

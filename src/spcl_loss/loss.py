@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -128,7 +129,6 @@ def supervised_prototypical_contrastive_loss(
         "gather_distributed": gather_distributed,
         "impl": impl,
     }
-    check_options(options)
     batch = checked_batch(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, options)
     return loss_of_batch(batch, prototypes, prototype_mask, class_weights, options)
 
@@ -143,15 +143,21 @@ def checked_batch(
     options: Mapping[str, Any],
 ) -> Batch:
     """The rows to compare, those of all ranks with `gather_distributed`, once the arguments are known to fit."""
-    tensors = embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, options["ignore_index"]
     group = options["process_group"]
-    if not options["gather_distributed"] or world_size(group) == 1:
-        _check_tensors(*tensors)
+    shared = options["gather_distributed"] and world_size(group) > 1
+    with refusing_together(group) if shared else nullcontext():
+        check_options(options)
+        tensors = embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight
+        _check_tensors(*tensors, options["ignore_index"])
+        if options["prototype_anchors"] and prototypes is None:
+            raise ValueError(
+                "prototype_anchors=True needs prototypes; received prototypes=None. Pass them or set it False"
+            )
+    if not shared:
         return Batch(embeddings, labels, sample_weight, embeddings)
-    with refusing_together(group):
-        _check_tensors(*tensors)
     settings = {name: value for name, value in options.items() if name != "process_group"}
     settings["shape of prototypes"] = None if prototypes is None else tuple(prototypes.shape)
+    settings["requires_grad of prototypes"] = prototypes is not None and prototypes.requires_grad
     return gather_batch(embeddings, labels, sample_weight, group, settings)
 
 
