@@ -16,7 +16,7 @@ TENSOR = ("HGMMA", "UTCHMMA", "HMMA")
 
 class Instruction(NamedTuple):
     address: int
-    predicated: bool
+    predicated: bool  # or a branch on a condition of its own
     name: str  # HGMMA
     rest: str  # .64x128x16.F32.BF16 R24, gdesc[UR8], R24
 
@@ -50,7 +50,7 @@ def disassemble(cubin: bytes) -> Code:
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     pattern = r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);"
     instructions = [
-        Instruction(int(address, 16), bool(predicate) or (name == "BRA" and "UP" in rest), name, rest.strip())
+        Instruction(int(address, 16), bool(predicate) or (name == "BRA" and "," in rest), name, rest.strip())
         for address, predicate, name, rest in re.findall(pattern, listing)
     ]
     return Code(registers, stack, instructions)

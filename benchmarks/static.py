@@ -188,7 +188,7 @@ def main() -> int:
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "static.json").write_text(
-            json.dumps({"predicted": True, "triton": triton.__version__, "kernels": lines}, indent=1) + "\n"
+            json.dumps({"predicted": True, "triton": triton.__version__, "kernels": lines}) + "\n"
         )
     faults = [line for line in lines if line["spills"] or not line["fits"]]
     for line in faults:
