@@ -36,7 +36,7 @@ from erc.dialogues import Corpus
 from erc.encoder import EmotionModel, load_tokenizer_and_backbone
 from erc.evaluation import score
 from erc.objectives import rate_factor
-from erc.prompts import Batch, Prompts, Sample
+from erc.prompts import Batch, Sample, build_prompts
 from erc.settings import Settings
 from erc.training import train
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
@@ -85,18 +85,8 @@ class PlainLoop:
         self.tokenizer, backbone = load_tokenizer_and_backbone(settings)
         self.model = EmotionModel(backbone, len(corpus.labels), head_trains_encoder=False)
         self.optimizer = torch.optim.AdamW(self.model.parameter_groups(settings))
-        self.prompts, dev = (self._prompts(split) for split in (corpus.train, corpus.dev))
-        self.dev = dev.own_queries()
-
-    def _prompts(self, dialogues: Any) -> Prompts:
-        own = self.settings
-        return Prompts(
-            dialogues,
-            self.tokenizer,
-            context_turns=own.context_turns,
-            repeat_turn=own.repeat_turn,
-            max_length=own.max_length,
-        )
+        self.prompts = build_prompts(settings, corpus.train, self.tokenizer)
+        self.dev = build_prompts(settings, corpus.dev, self.tokenizer).own_queries()
 
     def run(self) -> list[float]:
         """Dev weighted-F1 after each epoch."""

@@ -81,7 +81,8 @@ def command(encoder, output, *options):
         None,
         [
             "--practice", "--limit", "8", "--epochs", "2", "--max-length", "40", "--encoder", encoder,
-            "--seeds", "0", "1", "--queue-size", "8", "--support-size", "2", "--output", str(output), *options,
+            "--seeds", "0", "1", "--precision", "fp32", "--queue-size", "8", "--support-size", "2",
+            "--output", str(output), *options,
         ],
     )  # fmt: skip
 

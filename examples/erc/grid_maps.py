@@ -13,10 +13,10 @@ from spcl_loss import PrototypeMemory
 
 from .collect import Run
 from .dialogues import Corpus
-from .encoder import EmotionModel, load_model, load_tokenizer_and_backbone, precision
+from .encoder import EmotionModel, load_model, load_tokenizer_and_backbone
 from .evaluation import Encoded, encode
 from .figures import two_dimensions
-from .prompts import Prompts, Sample
+from .prompts import Sample, build_prompts
 from .run_folder import RunFolder, atomically
 
 SHOWN = 1000  # test utterances; more hide one another
@@ -47,7 +47,7 @@ def map_of(run: Run, corpus: Corpus, cache: Path) -> dict[str, np.ndarray]:
 
 def _compute(run: Run, corpus: Corpus) -> dict[str, np.ndarray]:
     settings = run.settings
-    accelerator = Accelerator(mixed_precision=precision(settings))
+    accelerator = Accelerator()  # with the precision that this process has used so far, and may not change
     tokenizer, backbone = load_tokenizer_and_backbone(settings)
     learned = settings.prototype_kind in ("learned", "label_text")
     model = EmotionModel(backbone, len(corpus.labels), head_trains_encoder=False, learns_prototypes=learned)
@@ -74,15 +74,6 @@ def _compute(run: Run, corpus: Corpus) -> dict[str, np.ndarray]:
 
 
 def _sample(corpus: Corpus, tokenizer: object, run: Run) -> list[Sample]:
-    settings = run.settings
-    prompts = Prompts(
-        corpus.test,
-        tokenizer,
-        context_turns=settings.context_turns,
-        repeat_turn=settings.repeat_turn,
-        max_length=settings.max_length,
-        future_turns=settings.future_turns,
-    )
-    samples = prompts.own_queries()
+    samples = build_prompts(run.settings, corpus.test, tokenizer).own_queries()
     chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:SHOWN]
     return [samples[i] for i in chosen.sort().values.tolist()]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .dialogues import Dialogue, InputError, Turn
+from .settings import Settings
 
 NO_LIMIT = 1_000_000  # tokenizers without a limit state a huge number
 
@@ -106,6 +107,18 @@ class Prompts:
         owner = self.dialogues[d].turns[query]
         assert owner.label is not None
         return Sample(ids, len(ids) - 2, owner.label, self.dialogues[d].id, owner.id)
+
+
+def build_prompts(settings: Settings, dialogues: Sequence[Dialogue], tokenizer: Any) -> Prompts:
+    """The prompts as the settings have them."""
+    return Prompts(
+        dialogues,
+        tokenizer,
+        context_turns=settings.context_turns,
+        repeat_turn=settings.repeat_turn,
+        max_length=settings.max_length,
+        future_turns=settings.future_turns,
+    )
 
 
 def _whole_turns(turns: Iterable[_Tokens], room: int) -> list[list[int]]:

@@ -29,7 +29,7 @@ from .environment import environment
 from .evaluation import Encoded, encode, evaluate
 from .objectives import build_criterion, losses, rate_factor
 from .progress import Progress, progress_bar, summary
-from .prompts import Prompts, Sample, collate, label_dialogues
+from .prompts import Prompts, Sample, build_prompts, collate, label_dialogues
 from .report import difficulty_counts, write_report
 from .run_folder import RunFolder, link
 from .settings import Settings
@@ -119,15 +119,7 @@ class Training:
     # What the run is made of
 
     def _prompts(self, dialogues: Sequence[Dialogue]) -> Prompts:
-        settings = self.settings
-        return Prompts(
-            dialogues,
-            self.tokenizer,
-            context_turns=settings.context_turns,
-            repeat_turn=settings.repeat_turn,
-            future_turns=settings.future_turns,
-            max_length=settings.max_length,
-        )
+        return build_prompts(self.settings, dialogues, self.tokenizer)
 
     def _epoch_samples(self, epoch: int) -> list[Sample]:
         """The training set of an epoch: the same own queries always, and past queries drawn for the epoch."""
