@@ -106,6 +106,10 @@ class TestSchedules:
         assert len(sampler(schedule=lambda epoch: keep)) == 25
         assert torch.equal(keep, torch.full((101,), 0.25, dtype=torch.float64))
 
+    @pytest.mark.parametrize("n", [3, 7, 1000])
+    def test_probabilities_that_add_up_to_one_sample(self, n):
+        assert len(sampler(n, schedule=lambda epoch: torch.full((n,), 1 / n))) == 1
+
     @pytest.mark.parametrize("nearly", [1 - 1e-6, 1 - 1e-12, 0.999])
     def test_sums_next_to_a_whole_number(self, nearly):
         """Rounding makes up a whole number, a real lack does not; and no sample is taken twice."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from spcl_loss._checks import check_choice, check_floating, check_indices, check_size
+from spcl_loss._draw import WHOLE, draw_samples, integer_shares, whole_number_of_samples
 from spcl_loss.difficulty import prototype_difficulty
 from spcl_loss.schedule import Schedule, check_schedule, keep_by_rank
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:  # importing it brings more of NumPy along
     from numpy.typing import NDArray
 
 _CHUNK = 1 << 16
-_WHOLE = 1 << 30  # keep probabilities are counted in parts of this, so that sums of any length are exact
 _HELD = 1024  # observations that wait on their device, so that a training step does not wait for it
 _DRAWS = ("fixed", "bernoulli")
 
@@ -283,41 +283,17 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def _draw(self, epoch: int, difficulty: Tensor) -> Tensor:
         """The samples of this rank in the epoch, in the order in which it sees them."""
         generator = np.random.default_rng([self.seed, epoch])
-        size = difficulty.shape[0]
-        order = generator.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))
-        easy_to_hard = _argsort(difficulty.numpy()[order])  # places in `order`, which breaks ties at random
-        shares, whole = self._shares(epoch)
-        by_place = np.empty_like(shares)
-        by_place[easy_to_hard] = shares
-        del shares  # one of several arrays of the size of the scores
-        kept = self._keep(by_place, whole, generator)
-        drawn = order[kept] if self.shuffle else order[easy_to_hard[kept[easy_to_hard]]]
+        fixed = self.draw == "fixed"
+        drawn = draw_samples(
+            difficulty.numpy(), *self._shares(epoch), systematic=fixed, shuffle=self.shuffle, generator=generator
+        )
         equal = drawn.shape[0] - drawn.shape[0] % self.num_replicas
         return torch.from_numpy(drawn[self.rank : equal : self.num_replicas].copy())
 
-    def _keep(self, shares: NDArray[Any], whole: int, generator: np.random.Generator) -> NDArray[np.bool_]:
-        """Which samples the epoch holds."""
-        kept = np.empty(shares.shape, dtype=bool)
-        if self.draw == "bernoulli":
-            np.less(generator.integers(whole, size=shares.shape[0], dtype=np.int32), shares, out=kept)
-            return kept
-        # Systematic sampling: lay the shares end to end from a random start on, and take the sample at every multiple
-        # of `whole`. The shares add up to a multiple of it, so the number taken does not depend on the start.
-        crossed = shares.astype(np.int64)
-        np.cumsum(crossed, out=crossed)
-        crossed += generator.integers(whole)
-        crossed //= whole
-        kept[0] = crossed[0] > 0
-        np.not_equal(crossed[1:], crossed[:-1], out=kept[1:])
-        return kept
-
     def _shares(self, epoch: int) -> tuple[NDArray[np.int32], int]:
-        """The keep probability of each rank as a fraction of whole numbers."""
-        size = self._difficulty.shape[0]
-        keep = keep_by_rank(self.schedule, epoch, self.num_epochs, size)
-        keep *= _WHOLE
-        shares = np.rint(keep, out=keep).astype(np.int32)
-        return (shares, _WHOLE) if self.draw == "bernoulli" else _whole_number(shares, epoch)
+        """The keep probability of each rank from easy to hard as a fraction of whole numbers."""
+        shares = integer_shares(keep_by_rank(self.schedule, epoch, self.num_epochs, self._difficulty.shape[0]))
+        return (shares, WHOLE) if self.draw == "bernoulli" else whole_number_of_samples(shares)
 
 
 class _EpochIterator(Iterator[int]):
@@ -365,39 +341,6 @@ class _EpochIterator(Iterator[int]):
         self.position = min(-(-position // sampler.num_replicas), len(sampler))
         self._chunk = []
         sampler._iterator, sampler._resume_at = self, None
-
-
-def _whole_number(shares: NDArray[np.int32], epoch: int) -> tuple[NDArray[np.int32], int]:
-    """Shares, and what one sample is in them, such that they add up to a whole number of samples.
-
-    Shares of n samples are off by n/2 in all by rounding; what they lack to the whole number, single units make up.
-    """
-    total = int(shares.sum(dtype=np.int64))
-    rounded = int(np.count_nonzero((shares > 0) & (shares < _WHOLE))) // 2
-    length = (total + rounded) // _WHOLE
-    if length == 0:
-        raise ValueError(
-            f"schedule must keep at least one sample an epoch; received keep probabilities that add up to "
-            f"{total / _WHOLE:g} in epoch {epoch}. Raise them, or take draw='bernoulli'"
-        )
-    whole = max(_WHOLE, -(-total // length))
-    short = whole * length - total
-    if short:
-        shares[np.flatnonzero((shares > 0) & (shares < whole))[:short]] += 1
-    return shares, whole
-
-
-def _argsort(scores: NDArray[Any]) -> NDArray[Any]:
-    """Stable. Single-precision scores are sorted as integers that hold their places too: several times faster."""
-    if scores.dtype != np.float32 or scores.shape[0] >= 2**31:
-        return scores.argsort(kind="stable")
-    keys = (scores + np.float32(0)).view(np.int32)  # -0 becomes 0
-    keys ^= (keys >> 31) & 0x7FFFFFFF  # the bits of negative numbers count downwards
-    pairs = keys.astype(np.int64)
-    pairs <<= 32
-    pairs |= np.arange(scores.shape[0], dtype=np.int32)
-    pairs.sort()
-    return pairs.astype(np.int32)  # the lower half
 
 
 def _scores(difficulty: Tensor, like: Tensor | None = None) -> Tensor:

@@ -175,10 +175,13 @@ class _ClassMeans:
             self.sums = torch.cat([self.sums, self.sums.new_zeros(missing, self.sums.shape[1])])
             self.sizes = torch.cat([self.sizes, self.sizes.new_zeros(missing)])
         for part in _parts(*embeddings.shape):
-            rows = embeddings[part].to(self.sums.dtype)
-            target = torch.where(rows.sum(1).isfinite(), labels[part] + 1, 0)
-            self.sums.index_add_(0, target, rows)
-            self.sizes.index_add_(0, target, torch.ones_like(target))
+            # a call of its own, so that the copy of one part is freed before the next is made
+            self._add_part(embeddings[part].to(self.sums.dtype), labels[part])
+
+    def _add_part(self, rows: Tensor, labels: Tensor) -> None:
+        target = torch.where(rows.sum(1).isfinite(), labels + 1, 0)
+        self.sums.index_add_(0, target, rows)
+        self.sizes.index_add_(0, target, torch.ones_like(target))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(C, D) means, and (C,) bool, which classes have any."""
