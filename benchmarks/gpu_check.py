@@ -104,7 +104,7 @@ def check_operator(N: int, D: int, precision: str, device: torch.device) -> Iter
             yield _verdict(f"operator, scale {scale:g}", what, N, D, precision, float(error), tolerance)
 
 
-def check_methods(N: int, D: int, precisions: list[str], device: torch.device) -> Iterator[dict[str, Any]]:
+def check_methods(N: int, D: int, precision: str, device: torch.device) -> Iterator[dict[str, Any]]:
     """The five methods' losses and gradients, through the public function, against float64."""
     embeddings, labels = clusters(N, D, 7, device)
     prototypes = torch.randn(7, D, device=device)
@@ -114,19 +114,18 @@ def check_methods(N: int, D: int, precisions: list[str], device: torch.device) -
         expected = _loss_and_gradients(
             embeddings.double(), labels, None if given is None else given.double(), trained, options, "strips"
         )
-        for precision in precisions:
-            dtype, matmul, digits = PRECISIONS[precision]
-            torch.set_float32_matmul_precision(matmul)
-            with poisoned(device):
-                found = _loss_and_gradients(embeddings.to(dtype), labels, given, trained, options, "triton")
-            torch.set_float32_matmul_precision("highest")
-            # In float64 with rounded operands, gradients of these inputs were found off by one to two `digits`, and
-            # by up to six where scores are ten times as large.
-            steep = 5 if "0.005" in method else 1
-            for index, (a, b) in enumerate(zip(found, expected, strict=True)):
-                what = ("loss", "gradient", "gradient of prototypes")[index]
-                tolerance = (1 if what == "loss" else 3) * steep * digits + 2e-5 * steep
-                yield _verdict(method, what, N, D, precision, _distance(a, b), tolerance)
+        dtype, matmul, digits = PRECISIONS[precision]
+        torch.set_float32_matmul_precision(matmul)
+        with poisoned(device):
+            found = _loss_and_gradients(embeddings.to(dtype), labels, given, trained, options, "triton")
+        torch.set_float32_matmul_precision("highest")
+        # In float64 with rounded operands, gradients of these inputs were found off by one to two `digits`, and
+        # by up to six where scores are ten times as large.
+        steep = 5 if "0.005" in method else 1
+        for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+            what = ("loss", "gradient", "gradient of prototypes")[index]
+            tolerance = (1 if what == "loss" else 3) * steep * digits + 2e-5 * steep
+            yield _verdict(method, what, N, D, precision, _distance(a, b), tolerance)
 
 
 def _loss_and_gradients(

@@ -121,6 +121,7 @@ def once(N: int, D: int, dtype: str, device: torch.device) -> dict[str, Any]:
 def yardsticks(N: int, D: int, dtype: str, device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
     """The dense loss in plain PyTorch, eager and compiled, where it fits."""
     set_products(dtype)
+    torch._dynamo.reset()  # after some shapes it would stop compiling, and say so nowhere
     functorch.donated_buffer = False  # compiled, a backward pass could not be repeated otherwise
     embeddings, labels = batch(N, D, dtype, device)
     compiled = torch.compile(dense_loss, dynamic=False, backend="inductor" if device.type == "cuda" else "aot_eager")

@@ -100,7 +100,7 @@ def test_a_wrong_gradient_is_seen(monkeypatch, fault):
 
     cpu = torch.device("cpu")
     monkeypatch.setattr(gpu_check, "loss", wrong)
-    verdicts = list(gpu_check.check_methods(20, 8, ["float32"], cpu))
+    verdicts = list(gpu_check.check_methods(20, 8, "float32", cpu))
     assert not any(verdict["right"] for verdict in verdicts if verdict["what"] == "gradient")
     if fault == fault:
         assert all(verdict["right"] for verdict in verdicts if verdict["what"] == "loss")
@@ -130,7 +130,7 @@ def test_the_exit_status_is_that_of_the_checks(tmp_path, capsys):
 def test_without_time_rows_are_skipped_and_named(tmp_path):
     import gpu
 
-    gpu.run_section("ceiling", gpu.DRY, False, time.time() - 1, tmp_path / "rows")
+    gpu.run_section("ceiling", "", gpu.DRY, False, time.time() - 1, tmp_path / "rows")
     assert [row["skipped row"] for row in gpu.read_rows(tmp_path / "rows")] == ["bfloat16", "float32", "tf32"]
 
 
@@ -144,7 +144,7 @@ def test_a_fault_in_one_row_leaves_the_others(monkeypatch, tmp_path):
         return {"dtype": dtype}
 
     monkeypatch.setattr(gpu_time, "ceiling", ceiling)
-    gpu.run_section("ceiling", gpu.DRY, False, time.time() + 1000, tmp_path / "rows")
+    gpu.run_section("ceiling", "", gpu.DRY, False, time.time() + 1000, tmp_path / "rows")
     rows = gpu.read_rows(tmp_path / "rows")
     assert [row.get("dtype") for row in rows] == ["bfloat16", None, "tf32"]
     assert "out of memory" in rows[1]["why"]
