@@ -90,9 +90,8 @@ def refusing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         size = world_size(group)
-        if size > 1 and not torch.compiler.is_compiling():
-            _exchange(0, _REFUSED, size, group)
-            _gather_objects(str(error), size, group)
+        _exchange(0, _REFUSED, size, group)
+        _gather_objects(str(error), size, group)
         raise
 
 

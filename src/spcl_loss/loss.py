@@ -145,7 +145,8 @@ def checked_batch(
     """The rows to compare, those of all ranks with `gather_distributed`, once the arguments are known to fit."""
     group = options["process_group"]
     shared = options["gather_distributed"] and world_size(group) > 1
-    with refusing_together(group) if shared else nullcontext():
+    together = shared and not torch.compiler.is_compiling()  # a graph cannot carry what is sent after an error
+    with refusing_together(group) if together else nullcontext():
         check_options(options)
         tensors = embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight
         _check_tensors(*tensors, options["ignore_index"])
