@@ -11,37 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spcl_loss import supervised_prototypical_contrastive_loss
-from spcl_loss._similarity import dense, launch
-
-with pytest.MonkeyPatch.context() as environment:
-    environment.setenv("TRITON_INTERPRET", "1")  # read when kernels are defined, Triton's own among them
-    pytest.importorskip("triton")  # there is none but for Linux
-    from spcl_loss._similarity import triton_kernels
+from interpreted import PATHS, choose, interpret, operands, triton_kernels
+from spcl_loss._similarity import dense
 
 # What the interpreter's NumPy says of values that are meant: the logarithm of an empty sum, -inf, and a NaN's maximum.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
 ]
-PATHS = ("small", "tiles", "tiles, sorted", "narrow", "narrow, sorted")
 
 
 @pytest.fixture(autouse=True)
 def _interpreted(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
-def choose(monkeypatch, path, descriptors=True):
-    """Sends any size through one path; strips and workspace of few tiles, so that there are several."""
-    monkeypatch.setattr(launch, "SMALL_ROWS", 10**6 if path == "small" else 0)
-    monkeypatch.setattr(launch, "NARROW_ROWS", 0 if path in ("narrow", "narrow, sorted") else 10**9)
-    monkeypatch.setattr(launch, "NARROW", 256)
-    monkeypatch.setattr(launch, "SORTED_ROWS", 0 if path.endswith("sorted") else 10**9)
-    monkeypatch.setattr(launch, "STRIP_ROWS", 32)
-    monkeypatch.setattr(launch, "LOWEST_STRIP", 32)
-    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 6000)
-    monkeypatch.setattr(launch, "has_tensor_descriptors", lambda architecture: descriptors)
+    interpret(monkeypatch)
 
 
 def problem(seed, num_rows, width, num_anchors, num_grads, scale, dtype, weighted, with_sum, num_classes=4):
@@ -111,9 +93,8 @@ def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     labels = made[0][1]
     order, place = triton_kernels._class_order(labels, 250)
     assert torch.equal(order[place], torch.arange(260)) and torch.equal(order[250:], torch.arange(250, 260))
-    least, greatest = triton_kernels._label_ranges(
-        labels[order], triton_kernels._tile(made[0][0], torch.float32, "forward")
-    )
+    tile = operands.tile_for(made[0][0], torch.float32, "forward")
+    least, greatest = operands.label_ranges(labels[order], tile)
     whole = least == greatest
     assert (whole[:, None] & whole & (least[:, None] == least)).triu(2).any()  # a tile is two groups wide
     assert (greatest[:, None] < least).triu(2).any()
@@ -141,7 +122,7 @@ def test_any_shape(
     num_anchors = max(1, num_rows - left_out)
     num_grads = num_rows if with_grads else num_anchors
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
+        interpret(patch)
         choose(patch, path)
         made = problem(seed, num_rows, width, num_anchors, num_grads, scale, dtype, weighted, with_sum, num_classes)
         check(*made, with_sum, dtype)
@@ -152,7 +133,9 @@ def test_any_shape(
 def test_each_half_stands_alone(monkeypatch, path, scale):
     """As ranks use them: statistics of some anchors, gradients of fewer rows than there are anchors."""
     choose(monkeypatch, path)
-    dtype, rounding = (torch.float16, 1e-3) if path == "narrow" else (torch.float32, 2e-6 * max(scale, 10) / 10)
+    dtype, rounding = (
+        (torch.float16, 1e-3) if path.startswith("narrow") else (torch.float32, 2e-6 * max(scale, 10) / 10)
+    )
     for few in (1, 17, 40):
         (rows, labels, log_weights, _), grads, expected, gradient = problem(
             5, 90, 20, 77, few, scale, dtype, True, True
@@ -203,42 +186,6 @@ def test_twice_the_same_bits(monkeypatch, path):
     (rows, labels, _, scale), *_ = problem(3, 60, 24, 60, 60, 10.0, torch.float32, False, False)
     once, again = (triton_kernels.statistics(rows, labels, None, scale, 60, True, torch.float32) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
-        {"positives": "outside", "contrast": "class_balanced", "similarity": "cosine"},
-        {"prototype_anchors": True, "easy_threshold": 0.3, "temperature": 0.005},
-        {"ignore_index": 2, "reduction": "none"},
-    ],
-    ids=lambda options: "-".join(map(str, options.values())) or "default",
-)
-def test_the_loss_is_that_of_dense(monkeypatch, path, options):
-    choose(monkeypatch, path)
-    generator = torch.Generator().manual_seed(4)
-    values = []
-    embeddings = torch.randn(30, 24, generator=generator).mT.contiguous().mT  # not contiguous
-    prototypes = torch.randn(5, 24, generator=generator)
-    labels = torch.randint(5, (30,), generator=generator, dtype=torch.int32)
-    for impl in ("dense", "triton"):
-        leaves = [embeddings.clone().requires_grad_(), prototypes.clone().requires_grad_()]
-        loss = supervised_prototypical_contrastive_loss(leaves[0], labels, leaves[1], impl=impl, **options)
-        values.append([loss.detach(), *torch.autograd.grad(loss.sum(), leaves)])
-    for expected, found in zip(*values, strict=True):
-        torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-6)
-
-
-def test_unavailable_is_said_with_the_reason(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match=r"impl='triton'.*TRITON_INTERPRET=1"):
-        supervised_prototypical_contrastive_loss(torch.eye(3), torch.arange(3), impl="triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(ValueError, match="float64"):
-        supervised_prototypical_contrastive_loss(torch.eye(3).double(), torch.arange(3), impl="triton")
 
 
 def test_every_configuration_compiles_without_spills(tmp_path):

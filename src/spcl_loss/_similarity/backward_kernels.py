@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from spcl_loss._similarity import formats
 from spcl_loss._similarity.tile_kernels import (
     LOG2E,
     LOG_ZERO,
@@ -19,8 +20,7 @@ from spcl_loss._similarity.tile_kernels import (
     inner_products,
 )
 
-# float16 loses digits below 6e-5; entries of H, made at most about this large, mostly lie above.
-HALF_MAGNITUDE: tl.constexpr = tl.constexpr(256.0)
+HALF_MAGNITUDE: tl.constexpr = tl.constexpr(formats.HALF_MAGNITUDE)
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def _from_table(labels, table, index, num_rows, with_sum, OUTSIDE: tl.constexpr,
     weight = tl.load(table + index, mask=inside, other=0.0 if PLAIN else -float("inf"))
     a = tl.load(table + num_rows + index, mask=inside, other=0.0)
     b = tl.load(table + 2 * num_rows + index, mask=inside, other=0.0)
-    c = tl.load(table + 3 * num_rows + index, mask=index < num_rows * with_sum, other=0.0)
+    c = tl.load(table + 3 * num_rows + index, mask=index < tl.where(with_sum != 0, num_rows, 0), other=0.0)
     if PLAIN:
         return label, weight, a, b, c, 0.0, 0.0
     else:
@@ -125,7 +125,7 @@ def _h(scores, of_i, of_j, with_sum, PLAIN: tl.constexpr):
 @triton.jit
 def _uniform_h(scores, table, i, j, num_rows, agree, with_sum):
     """`_h`, PLAIN, where all pairs share their label (`agree`) or none does: then one statistic is asked for."""
-    grads = table + tl.where(agree, 2, 1) * num_rows
+    grads = table + tl.where(agree, 2 * num_rows, num_rows)
     weight_i = tl.where(agree, 1.0, tl.load(table + i, mask=i < num_rows, other=0.0))
     weight_j = tl.where(agree, 1.0, tl.load(table + j, mask=j < num_rows, other=0.0))
     grad_i = tl.load(grads + i, mask=i < num_rows, other=0.0)

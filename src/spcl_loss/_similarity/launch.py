@@ -49,11 +49,11 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "backward": Tile(128, 128, 32, 8, 3, 32),
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
             "narrow_64": Tile(128, 64, 64, 8, 2, 64),
-            "narrow_128": Tile(128, 64, 64, 8, 2, 64),
+            "narrow_128": Tile(64, 64, 64, 4, 2, 64),
             "narrow_256": Tile(64, 32, 64, 8, 2, 32),
         },
         "tf32": {
-            "small": Tile(16, 64, 32, 4, 3, 64),
+            "small": Tile(16, 32, 32, 4, 3, 64),
             "forward": Tile(128, 128, 32, 8, 2, 32),
             "forward_steep": Tile(128, 128, 32, 8, 2, 32),
             "backward": Tile(128, 128, 32, 8, 2, 32),
@@ -69,7 +69,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
     },
     "sm_90": {
         "half": {
-            "small": Tile(16, 64, 64, 4, 3, 64),
+            "small": Tile(16, 64, 64, 4, 2, 64),
             "forward": Tile(128, 128, 64, 4, 3, 32),
             "forward_steep": Tile(128, 128, 64, 8, 3, 32),
             "backward": Tile(128, 128, 64, 4, 3, 32),
@@ -79,7 +79,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "narrow_256": Tile(128, 64, 64, 8, 2, 64),
         },
         "tf32": {
-            "small": Tile(16, 64, 32, 4, 3, 64),
+            "small": Tile(16, 32, 32, 4, 3, 64),
             "forward": Tile(128, 128, 32, 8, 3, 32),
             "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
@@ -88,7 +88,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
     },
     "sm_100": {
         "half": {
-            "small": Tile(16, 64, 64, 4, 3, 64),
+            "small": Tile(16, 64, 64, 4, 2, 64),
             "forward": Tile(128, 128, 64, 8, 3, 16),
             "forward_steep": Tile(128, 128, 64, 8, 3, 32),
             "backward": Tile(128, 128, 64, 8, 3, 32),
@@ -98,7 +98,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "narrow_256": Tile(128, 64, 64, 8, 2, 64),
         },
         "tf32": {
-            "small": Tile(16, 64, 32, 4, 3, 64),
+            "small": Tile(16, 32, 32, 4, 3, 64),
             "forward": Tile(128, 128, 32, 8, 3, 16),
             "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),

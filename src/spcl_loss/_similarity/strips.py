@@ -21,12 +21,8 @@ import torch
 from torch import Tensor
 
 from spcl_loss._similarity.dense import LOG_ZERO
-from spcl_loss._similarity.products import accumulate, product
+from spcl_loss._similarity.formats import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, product
 
-# Up to here exp(score) neither overflows nor vanishes in float32, not even summed over 2^24 rows: no maximum is needed.
-_PLAIN_SCALE = 40.0
-# float16 loses digits below 6e-5; entries of H, made at most about this large, mostly lie above.
-_HALF_MAGNITUDE = 256.0
 _CPU_TILE_BYTES = 4 << 20
 _GPU_TILE_BYTES = 256 << 20
 
@@ -43,7 +39,7 @@ def statistics(
     product_dtype: torch.dtype,
 ) -> Statistics:
     """The forward pass; see `spcl_loss._similarity.contrast_statistics`."""
-    plain = scale <= _PLAIN_SCALE
+    plain = scale <= PLAIN_SCALE
     log_weights = _log_weights(rows, labels, log_weights)
     weights = log_weights.exp()
     # Sums of exponentials, or their logarithms where the exponentials do not fit.
@@ -97,12 +93,12 @@ def gradient(
     num_anchors = negative.shape[0]
     log_weights = _log_weights(rows, labels, log_weights)
     half = product_dtype not in (torch.float32, torch.float64)
-    magnitude = grads.abs().amax().clamp_min(torch.finfo(rows.dtype).tiny) / _HALF_MAGNITUDE if half else 1.0
+    magnitude = grads.abs().amax().clamp_min(torch.finfo(rows.dtype).tiny) / HALF_MAGNITUDE if half else 1.0
     # Rows that are no anchors have no statistics: their gradients are zero and any value will do.
     fill = (0, rows.shape[0] - num_anchors)
     of_negative, of_positive, of_sum = torch.nn.functional.pad(grads / magnitude, fill)
     negative, positive = torch.nn.functional.pad(negative, fill), torch.nn.functional.pad(positive, fill)
-    if scale <= _PLAIN_SCALE:
+    if scale <= PLAIN_SCALE:
         of_negative = of_negative * (-negative).exp().masked_fill_(negative <= LOG_ZERO, 0)
         of_positive = of_positive * (-positive).exp().masked_fill_(positive <= LOG_ZERO, 0)
 
@@ -113,7 +109,7 @@ def gradient(
     for i, j in _tiles(min(num_anchors, num_grads), rows.shape[0], rows):
         scores = product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
-        if scale <= _PLAIN_SCALE:
+        if scale <= PLAIN_SCALE:
             to_negatives = torch.stack([of_negative[i], weights[i]], 1) @ torch.stack([weights[j], of_negative[j]])
             h = torch.where(same, of_positive[i, None] + of_positive[j], to_negatives).mul_(scores.exp_())
         else:

@@ -1,10 +1,14 @@
-"""Matrix products whose result is float32 where the operands are half precision, for the blockwise backends."""
+"""What number formats ask of the blockwise backends: exponentials that fit, and products of half precision."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+# Up to here exp(score) neither overflows nor vanishes in float32, not even summed over 2^24 rows: no maximum is needed.
+PLAIN_SCALE = 40.0
+# float16 loses digits below 6e-5; entries of H, made at most about this large, mostly lie above.
+HALF_MAGNITUDE = 256.0
 # Since PyTorch 2.8, and on a GPU only.
 _WIDENS = hasattr(torch.ops.aten.mm, "dtype")
 

@@ -1,0 +1,50 @@
+"""The Triton backend under Triton's interpreter, on a CPU, with any of its paths forced on small problems."""
+
+import numpy as np
+import pytest
+
+from spcl_loss._similarity import launch
+
+with pytest.MonkeyPatch.context() as _environment:
+    _environment.setenv("TRITON_INTERPRET", "1")  # read when kernels are defined, Triton's own among them
+    pytest.importorskip("triton")  # there is none but for Linux
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    from spcl_loss._similarity import operands, triton_kernels
+
+__all__ = ["PATHS", "choose", "interpret", "operands", "triton_kernels"]
+
+PATHS = ("small", "tiles", "tiles, sorted", "narrow", "narrow, sorted")
+
+
+def interpret(monkeypatch):
+    """Lets impl="triton" take CPU tensors, and the interpreter multiply bfloat16."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", _dot)
+
+
+def choose(monkeypatch, path, descriptors=True):
+    """Sends any size through one path; strips and workspace of few tiles, so that there are several."""
+    monkeypatch.setattr(launch, "SMALL_ROWS", 10**6 if path == "small" else 0)
+    monkeypatch.setattr(launch, "NARROW_ROWS", 0 if path.startswith("narrow") else 10**9)
+    monkeypatch.setattr(launch, "NARROW", 256)
+    monkeypatch.setattr(launch, "SORTED_ROWS", 0 if path.endswith("sorted") else 10**9)
+    monkeypatch.setattr(launch, "STRIP_ROWS", 32)
+    monkeypatch.setattr(launch, "LOWEST_STRIP", 32)
+    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 6000)
+    monkeypatch.setattr(launch, "has_tensor_descriptors", lambda architecture: descriptors)
+
+
+_interpreted_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _dot(builder, left, right, *rest):
+    """The interpreter keeps bfloat16 as the 16-bit integers that look alike, and would multiply those."""
+    return _interpreted_dot(builder, _widened(left), _widened(right), *rest)
+
+
+def _widened(operand):
+    if operand.dtype.scalar != tl.bfloat16:
+        return operand
+    return interpreter.TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
