@@ -1,0 +1,242 @@
+"""The loss with impl="triton" under the interpreter: the numbers of `dense`, and what PyTorch asks of an operator."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import oracle
+from interpreted import PATHS, choose, interpret, operands, triton_kernels
+from spcl_loss import SupervisedPrototypicalContrastiveLoss, _similarity
+from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+from spcl_loss._similarity import launch
+
+pytestmark = [
+    # What NumPy says of values that are meant: the logarithm of an empty sum, -inf.
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
+]
+METHODS = {
+    "SPCL": {"easy_threshold": 0.3},
+    "SPDCL": {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
+    "SupCon": {"similarity": "cosine", "positives": "outside"},
+    "BCL": {"similarity": "cosine", "positives": "outside", "contrast": "class_balanced"},
+    "EACL": {"easy_threshold": 0.0, "prototype_anchors": True},
+}
+IMPLS = ("triton", "dense")
+LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    interpret(monkeypatch)
+
+
+def batch(N, C=5, D=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings, prototypes = torch.randn(N + C, D, generator=generator).split([N, C])
+    return embeddings, torch.randint(C, (N,), generator=generator), prototypes
+
+
+def assert_close(ours, exact, temperature):
+    """A score is a rounded cosine over the temperature; so is all that follows from it."""
+    tolerance = 16 * torch.finfo(torch.float32).eps * max(1, 1 / temperature)
+    for a, b in zip(ours, exact, strict=True):
+        assert a.shape == b.shape and a.dtype == torch.float32
+        assert (a - b).abs().max() <= tolerance * (1 + b.abs().max()) if b.numel() else True
+
+
+def in_double(value):
+    return value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+@st.composite
+def calls(draw):
+    """(embeddings, labels, prototypes, options): every option, ragged sizes, any layout and integer dtype."""
+    N, C, D = draw(st.integers(0, 40)), draw(st.integers(1, 6)), draw(st.integers(1, 40))
+    embeddings, labels, prototypes = batch(N, C, D, draw(st.integers(0, 2**32)))
+    ignore_index = draw(st.sampled_from([-100, 0, 3]))
+    labels[: draw(st.integers(0, 3))] = ignore_index
+    dtypes = LABEL_DTYPES if ignore_index >= 0 else LABEL_DTYPES[:-1]
+    labels = labels.to(draw(st.sampled_from(dtypes)))
+    if draw(st.booleans()):
+        embeddings = embeddings.mT.contiguous().mT
+    options = {
+        **draw(st.sampled_from(list(METHODS.values()))),
+        "temperature": draw(st.sampled_from([0.01, 0.05, 0.3, 2.0])),
+        "class_weights": draw(st.none() | st.just(torch.rand(C) + 0.1)),
+        "sample_weight": draw(st.none() | st.just(torch.rand(N) + 0.1)),
+        "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
+        "ignore_index": ignore_index,
+    }
+    if not options.get("prototype_anchors") and draw(st.booleans()):
+        return embeddings, labels, None, options
+    options["prototype_mask"] = draw(st.none() | st.just(torch.arange(C) % 3 != 1))
+    return embeddings, labels, prototypes, options
+
+
+@given(call=calls(), with_prototype_grads=st.booleans(), path=st.sampled_from(PATHS))
+@settings(max_examples=60)
+def test_every_option_gives_the_numbers_of_dense(call, with_prototype_grads, path):
+    embeddings, labels, prototypes, options = call
+    exact = [in_double(tensor) for tensor in (embeddings, labels, prototypes)]
+    exact_options = {name: in_double(value) for name, value in options.items()}
+    losses = spcl(*exact, **exact_options | {"reduction": "none", "easy_threshold": None}, impl="dense")
+    threshold = options.get("easy_threshold")
+    # Within rounding of the threshold, whether an anchor counts is anybody's guess.
+    assume(threshold is None or ((losses - threshold).abs() > 1e-4).all())
+    with pytest.MonkeyPatch.context() as patch:
+        interpret(patch)
+        choose(patch, path)
+        if prototypes is None or with_prototype_grads:
+            found = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, impl="triton")
+        else:
+            loss = spcl(embeddings.requires_grad_(), labels, prototypes, **options, impl="triton")
+            found = [loss.detach(), *torch.autograd.grad(loss.sum(), embeddings)]
+    expected = oracle.value_and_gradients(spcl, *exact, **exact_options, impl="dense")
+    assert_close(found, expected[: len(found)], options["temperature"])
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
+@pytest.mark.parametrize("D", [257, 1000, 4096])
+def test_wide_rows(monkeypatch, path, D):
+    choose(monkeypatch, path)
+    deep = {name: tile._replace(depth=256) for name, tile in launch.TILES["interpreter"]["ieee"].items()}
+    deep["small"] = deep["small"]._replace(part=256)
+    monkeypatch.setitem(launch.TILES["interpreter"], "ieee", deep)
+    embeddings, labels, prototypes = batch(9, 3, D)
+    expected = oracle.value_and_gradients(spcl, embeddings.double(), labels, prototypes.double(), impl="dense")
+    assert_close(oracle.value_and_gradients(spcl, embeddings, labels, prototypes, impl="triton"), expected, 0.05)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
+def test_half_precision_embeddings_and_products(monkeypatch, path, dtype, options):
+    """As on a GPU, where products of half embeddings are in half precision."""
+    choose(monkeypatch, path)
+    monkeypatch.setattr("spcl_loss.loss.product_dtype", lambda embeddings: embeddings.dtype)
+    options = dict(options, easy_threshold=None, temperature=0.1)
+    embeddings, labels, prototypes = batch(40)
+    embeddings, prototypes = embeddings.to(dtype), prototypes.to(dtype)
+    expected = oracle.value_and_gradients(
+        spcl, embeddings.double(), labels, prototypes.double(), **options, impl="dense"
+    )
+    found = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, impl="triton")
+    assert found[0].dtype == torch.float32 and found[1].dtype == dtype
+    # Entries of unit rows are rounded; the interpreter cuts bfloat16 off where a GPU rounds.
+    rounding = torch.finfo(dtype).eps
+    for ours, exact in zip(found, expected, strict=True):
+        assert (ours - exact).norm() <= 2 * rounding / options["temperature"] * exact.norm()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
+def test_deterministic_algorithms_change_no_bit(monkeypatch, path, options):
+    """All kernels add in a fixed order. Deterministic mode poisons fresh memory too: all that is read was written."""
+    choose(monkeypatch, path)
+    monkeypatch.setattr(
+        "spcl_loss.loss.product_dtype", lambda _: torch.float16 if path.startswith("narrow") else torch.float32
+    )
+    tensors = batch(60)
+    once = oracle.value_and_gradients(spcl, *tensors, **options, impl="triton")
+    torch.use_deterministic_algorithms(True)
+    try:
+        again = oracle.value_and_gradients(spcl, *tensors, **options, impl="triton")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    assert all(value.isfinite().all() for value in once)
+
+
+@pytest.mark.parametrize("path", ["small", "tiles, sorted"])
+@pytest.mark.parametrize("scale", [10.0, 100.0])
+def test_opcheck(monkeypatch, path, scale):
+    choose(monkeypatch, path)
+    embeddings, labels, _ = batch(40, D=8)
+    rows = torch.nn.functional.normalize(embeddings).requires_grad_()
+    arguments = (rows, labels, -torch.rand(40), scale, 35, 37, True, torch.float32, "triton")
+    torch.library.opcheck(_similarity._statistics, arguments)
+    negative, positive, _ = _similarity._statistics(*arguments)
+    statistics = negative.detach(), positive.detach(), torch.rand(3, 35)
+    arguments = (rows.detach(), labels, None, *statistics, scale, 37, True, torch.float32, "triton")
+    torch.library.opcheck(_similarity._gradient, arguments)
+
+
+@pytest.mark.parametrize("method", ["SPCL", "BCL", "EACL"])
+def test_compiles_into_one_graph(monkeypatch, method):
+    choose(monkeypatch, "tiles")
+    options = METHODS[method]
+    torch._dynamo.reset()
+    compiled = torch.compile(spcl, fullgraph=True, backend="aot_eager", dynamic=True)
+    for N in (33, 40):
+        tensors = batch(N)
+        expected = oracle.value_and_gradients(spcl, *tensors, **options, impl="triton")
+        found = oracle.value_and_gradients(compiled, *tensors, **options, impl="triton")
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_the_module_trains_with_it():
+    criterions = [SupervisedPrototypicalContrastiveLoss(5, 24, queue_size=8, support_size=4, impl=i) for i in IMPLS]
+    for step in range(3):
+        embeddings, labels, _ = batch(20, seed=step)
+        leaves = [embeddings.clone().requires_grad_() for _ in IMPLS]
+        losses = [criterion(leaf, labels) for criterion, leaf in zip(criterions, leaves, strict=True)]
+        gradients = [torch.autograd.grad(loss, leaf)[0] for loss, leaf in zip(losses, leaves, strict=True)]
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_unavailable_is_said_with_the_reason_and_the_remedy(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match=r"impl='triton'.*on the CPU.*TRITON_INTERPRET=1.*impl=\"auto\""):
+        spcl(torch.eye(3), torch.arange(3), impl="triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match=r"impl='triton'.*float64"):
+        spcl(torch.eye(3).double(), torch.arange(3), impl="triton")
+
+
+def rows_on_a_gpu(dtype=torch.float32):
+    """What the choice of a backend looks at."""
+    return SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0), dtype=dtype)
+
+
+def test_auto_takes_the_kernels_where_they_run(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert _similarity._backend("auto", rows_on_a_gpu()) is triton_kernels
+    assert not _similarity.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
+    assert _similarity._backend("triton", rows_on_a_gpu()) is triton_kernels
+    assert _similarity._backend("auto", torch.eye(3)) is _similarity.strips
+    assert _similarity._backend("auto", rows_on_a_gpu(torch.float64)) is _similarity.strips
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert _similarity._backend("auto", rows_on_a_gpu()) is _similarity.strips
+    with pytest.raises(ValueError, match=r"compute capability 8\.0"):
+        _similarity._backend("triton", rows_on_a_gpu())
+
+
+@pytest.mark.parametrize(("missing", "reason"), [("triton", "not installed"), ("triton.tools", r"3\.6")])
+def test_auto_does_without_triton(monkeypatch, missing, reason):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(missing) else find_spec(name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert _similarity._backend("auto", rows_on_a_gpu()) is _similarity.strips
+    assert _similarity.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
+    with pytest.raises(ValueError, match=reason):
+        _similarity._backend("triton", rows_on_a_gpu())
+
+
+@pytest.mark.parametrize(("setting", "precision"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])
+def test_float32_products_obey_the_matmul_precision(setting, precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        assert launch.precision(torch.float32) == precision
+        constants = operands.product_constants(launch.TILES["sm_90"][precision]["forward"], torch.float32, 10.0)
+        assert constants["PRECISION"] == precision
+        assert launch.precision(torch.bfloat16) == "half"
+    finally:
+        torch.set_float32_matmul_precision(before)
