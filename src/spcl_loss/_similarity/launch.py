@@ -49,7 +49,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "backward": Tile(128, 128, 32, 8, 3, 32),
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
             "narrow_64": Tile(128, 64, 64, 8, 2, 64),
-            "narrow_128": Tile(64, 64, 64, 4, 2, 64),
+            "narrow_128": Tile(128, 64, 64, 8, 2, 64),
             "narrow_256": Tile(64, 32, 64, 8, 2, 32),
         },
         "tf32": {
