@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-# Rows up to which one launch per pass serves, and columns up to which the backward pass keeps gradients in registers.
+# Which path serves which size. Chosen on paper and by benchmarks/static.py: none of these has been measured on a GPU.
+# Rows up to which one launch per pass serves.
 SMALL_ROWS = 256
-# Wider rows are predicted to be faster through a workspace (docs/performance.md); kernels exist for up to 256.
+# Columns up to which the backward pass keeps gradients in registers. Wider rows are predicted to be faster through a
+# workspace (docs/performance.md); kernels exist for up to 256.
 NARROW = 64
 # From that many rows on a narrow backward pass has programs enough to fill a GPU.
 NARROW_ROWS = 16384
