@@ -40,6 +40,18 @@ def accumulation(rank, world_size):
 
 
 @question
+def many_rows(rank, world_size):
+    """More than the dense form is chosen for."""
+    steps = [training.part(batch, counts, rank) for batch, counts in training.batches(world_size, many(world_size))]
+    learner = DistributedDataParallel(training.Learner("EACL"))
+    return training.train(learner, training.Objective("EACL-weighted-auto"), steps)
+
+
+def many(world_size):
+    return [[150 + 10 * rank for rank in range(world_size)]]
+
+
+@question
 def fully_sharded(rank, world_size):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -70,6 +70,14 @@ def test_whatever_averages_the_gradients(world_size, question, case, settings):
         assert_same_training(answer[question], expected)
 
 
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_the_form_that_is_chosen_for_many_rows(world_size):
+    steps = [batch for batch, _ in training.batches(world_size, rank_questions.many(world_size))]
+    expected = training.train(training.Learner("EACL"), training.Objective("EACL-weighted-auto"), steps)
+    for answer in answers(world_size):
+        assert_same_training(answer["many_rows"], expected)
+
+
 @pytest.mark.parametrize("case", ["SPCL-weighted-dense", "SPDCL-plain-strips", "EACL-plain-strips"])
 def test_equal_batches_compile_into_one_graph(case):
     for answer in answers(2):
