@@ -1,6 +1,8 @@
 """A training loop with Hugging Face Accelerate.
 
-accelerate launch --num_processes 2 examples/integrations/accelerate_loop.py runs/accelerate
+torchrun --nproc-per-node 2 examples/integrations/accelerate_loop.py runs/accelerate
+
+On GPUs accelerate launch does the same.
 """
 
 from __future__ import annotations

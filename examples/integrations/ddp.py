@@ -56,9 +56,9 @@ def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
 
 def gather(rows: Tensor) -> Tensor:
     """The rows of all ranks; every rank has as many, since the sampler gives each the same number of samples."""
-    gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
-    return gathered
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
 
 
 def save(state: dict[str, object], path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -61,3 +62,5 @@ def main(train: Callable[[Path, Record], Any]) -> None:
     for epoch in range(EPOCHS):
         seen = [index for at, indices in record.batches if at == epoch for index in indices]
         print(f"epoch {epoch}: {len(seen)} samples, {len(set(seen))} different ones")
+    if dist.is_initialized():
+        dist.destroy_process_group()
