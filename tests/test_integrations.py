@@ -1,6 +1,5 @@
 """The examples for training frameworks: epochs advance, ranks share them, an interrupted run continues exactly."""
 
-import socket
 from collections import Counter
 
 import pytest
@@ -25,10 +24,7 @@ EPOCHS, SAVE_EVERY, STOP_AFTER = 3, 5, 9
 )
 def test_example(name, world, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    torch.multiprocessing.spawn(integration_run.run, (name, world, port, tmp_path, STOP_AFTER), nprocs=world)
+    torch.multiprocessing.spawn(integration_run.run, (name, world, tmp_path, STOP_AFTER), nprocs=world)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
     assert_epochs_advance_and_are_shared([rank["whole"] for rank in ranks])
     for rank in ranks:
