@@ -11,9 +11,9 @@ with pytest.MonkeyPatch.context() as _environment:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from spcl_loss._similarity import operands, triton_kernels
+    from spcl_loss._similarity import forward_launch, operands, triton_kernels
 
-__all__ = ["PATHS", "choose", "interpret", "operands", "triton_kernels"]
+__all__ = ["PATHS", "choose", "forward_launch", "interpret", "operands", "triton_kernels"]
 
 PATHS = ("small", "tiles", "tiles, sorted", "narrow", "narrow, sorted")
 

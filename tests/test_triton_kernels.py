@@ -1,5 +1,6 @@
 """The Triton kernels under Triton's interpreter against the definition in float64, and through the compiler."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interpreted import PATHS, choose, interpret, operands, triton_kernels
-from spcl_loss._similarity import dense
+from interpreted import PATHS, choose, forward_launch, interpret, operands, triton_kernels
+from spcl_loss._similarity import dense, launch
 
 # What the interpreter's NumPy says of values that are meant: the logarithm of an empty sum, -inf, and a NaN's maximum.
 pytestmark = [
@@ -186,6 +187,27 @@ def test_twice_the_same_bits(monkeypatch, path):
     (rows, labels, _, scale), *_ = problem(3, 60, 24, 60, 60, 10.0, torch.float32, False, False)
     once, again = (triton_kernels.statistics(rows, labels, None, scale, 60, True, torch.float32) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("num_rows", [257, 5000, 65536, 2**20])
+@pytest.mark.parametrize("num_anchors", [1, 4097, 2**20])
+def test_what_is_kept_between_kernels_is_bounded(dtype, num_rows, num_anchors):
+    num_anchors = min(num_rows, num_anchors)
+    tile = launch.TILES["sm_90"]["half"]["backward"]
+    height, breadth = launch.workspace_shape(num_rows, num_anchors, tile, dtype)
+    assert height % tile.rows == 0 < height and breadth % tile.columns == 0 < breadth
+    assert height * breadth * dtype.itemsize <= launch.WORKSPACE_BYTES
+    strips = forward_launch.strips(num_rows, num_anchors, tile)
+    assert [first for first, _ in strips] == [0, *itertools.accumulate(height for _, height in strips)][:-1]
+    assert sum(height for _, height in strips) == num_anchors
+    for _, height in strips:
+        # Three float32 statistics for each row and block of columns, and the other way round: a tile more at the edges.
+        blocks = (
+            -(-height // tile.rows) * (num_rows + tile.columns),
+            -(-num_rows // tile.columns) * (height + tile.rows),
+        )
+        assert all(12 * entries <= 1.05 * launch.WORKSPACE_BYTES for entries in blocks)
 
 
 def test_every_configuration_compiles_without_spills(tmp_path):

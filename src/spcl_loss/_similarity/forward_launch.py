@@ -80,7 +80,7 @@ def large_statistics(
     labels = dense_labels(labels)
     ranges = label_ranges(labels, tile)
     num_rows, width = rows.shape
-    for first, height in _strips(num_rows, num_anchors, tile):
+    for first, height in strips(num_rows, num_anchors, tile):
         num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)
         row_parts = rows.new_empty(3, num_j, num_i * tile.rows)
         column_parts = rows.new_empty(3, num_i, num_j * tile.columns)
@@ -127,7 +127,7 @@ def large_statistics(
     return negative, positive, totals[2] / LOG2E
 
 
-def _strips(num_rows: int, num_anchors: int, tile: Tile) -> list[tuple[int, int]]:
+def strips(num_rows: int, num_anchors: int, tile: Tile) -> list[tuple[int, int]]:
     """First row and height of the strips whose partial results are kept at a time."""
     budget = launch.WORKSPACE_BYTES // (12 * num_rows)  # blocks of rows
     step = max(tile.rows, tile.columns)
