@@ -180,5 +180,5 @@ def _device_bytes(kernel: str, work: Work) -> float:
 def operations(instructions: Iterable[Instruction]) -> str:
     """The tensor-core instructions among them, as in "8 HGMMA"."""
     executed = count(instructions)
-    name = next((name for name in TENSOR if executed[name]), "FFMA")
+    name = next((name for name in (*TENSOR, "FFMA2") if executed[name]), "FFMA")
     return f"{executed[name]} {name}"

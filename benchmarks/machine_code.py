@@ -56,7 +56,7 @@ def disassemble(cubin: bytes) -> Code:
     return Code(registers, stack, instructions)
 
 
-def main_loop(code: list[Instruction], products: Iterable[str] = (*TENSOR, "FFMA")) -> tuple[int, int]:
+def main_loop(code: list[Instruction], products: Iterable[str] = (*TENSOR, "FFMA", "FFMA2")) -> tuple[int, int]:
     """Indices of the first and last instruction of the shortest loop that multiplies."""
     index = {instruction.address: at for at, instruction in enumerate(code)}
     spans = []

@@ -73,9 +73,9 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
         "half": {
             "small": Tile(16, 64, 64, 4, 2, 64),
             "forward": Tile(128, 128, 64, 4, 3, 32),
-            "forward_steep": Tile(128, 128, 64, 8, 3, 32),
+            "forward_steep": Tile(128, 128, 64, 4, 3, 16),
             "backward": Tile(128, 128, 64, 4, 3, 32),
-            "backward_steep": Tile(128, 128, 64, 8, 3, 32),
+            "backward_steep": Tile(128, 128, 64, 4, 3, 16),
             "narrow_64": Tile(128, 128, 64, 8, 2, 128),
             "narrow_128": Tile(128, 128, 64, 8, 2, 128),
             "narrow_256": Tile(128, 64, 64, 8, 2, 64),
@@ -91,10 +91,10 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
     "sm_100": {
         "half": {
             "small": Tile(16, 64, 64, 4, 2, 64),
-            "forward": Tile(128, 128, 64, 8, 3, 16),
+            "forward": Tile(128, 64, 64, 4, 3, 32),
             "forward_steep": Tile(128, 128, 64, 8, 3, 32),
-            "backward": Tile(128, 128, 64, 8, 3, 32),
-            "backward_steep": Tile(128, 128, 64, 8, 3, 32),
+            "backward": Tile(128, 256, 64, 8, 3, 32),
+            "backward_steep": Tile(128, 128, 64, 8, 3, 16),
             "narrow_64": Tile(128, 64, 64, 8, 2, 64),
             "narrow_128": Tile(128, 64, 64, 8, 2, 64),
             "narrow_256": Tile(128, 64, 64, 8, 2, 64),
@@ -104,7 +104,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "forward": Tile(128, 128, 32, 8, 3, 16),
             "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
-            "backward_steep": Tile(128, 128, 32, 8, 3, 32),
+            "backward_steep": Tile(128, 128, 32, 8, 3, 16),
         },
     },
 }
