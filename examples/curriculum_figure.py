@@ -24,7 +24,7 @@ from erc.encoder import EmotionModel, load_model, load_tokenizer_and_backbone
 from erc.evaluation import encode
 from erc.figures import COLORS, MARKERS
 from erc.objectives import build_criterion
-from erc.prompts import Prompts
+from erc.prompts import build_prompts
 from erc.run_folder import RunFolder
 from erc.settings import Settings
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
@@ -59,24 +59,17 @@ def main() -> int:
 def difficulties(settings: Settings, corpus: Corpus, weights: Path) -> tuple[Tensor, Tensor]:
     """(n,) difficulty and class of every labelled training utterance, in the corpus's order."""
     tokenizer, backbone = load_tokenizer_and_backbone(settings)
-    learned = settings.prototype_kind in ("learned", "label_text")
-    model = EmotionModel(backbone, len(corpus.labels), head_trains_encoder=False, learns_prototypes=learned)
-    criterion = build_criterion(settings, len(corpus.labels), model.width, gather_distributed=False)
+    classes, learned = len(corpus.labels), settings.learns_prototypes
+    model = EmotionModel(backbone, classes, head_trains_encoder=False, learns_prototypes=learned)
+    criterion = build_criterion(settings, classes, model.width, gather_distributed=False)
     load_model(weights, model, criterion.memory)
     accelerator = Accelerator()
-    prompts = Prompts(
-        corpus.train,
-        tokenizer,
-        context_turns=settings.context_turns,
-        future_turns=settings.future_turns,
-        repeat_turn=settings.repeat_turn,
-        max_length=settings.max_length,
-    )
+    prompts = build_prompts(settings, corpus.train, tokenizer)
     encoded = encode(
         model.to(accelerator.device),
         prompts.own_queries(),
         accelerator,
-        padding=tokenizer.pad_token_id or 0,
+        padding=prompts.padding,
         batch_size=settings.encoding_batch_size,
         what="encoding the training set",
     )

@@ -49,8 +49,8 @@ def _compute(run: Run, corpus: Corpus) -> dict[str, np.ndarray]:
     settings = run.settings
     accelerator = Accelerator()  # with the precision that this process has used so far, and may not change
     tokenizer, backbone = load_tokenizer_and_backbone(settings)
-    learned = settings.prototype_kind in ("learned", "label_text")
-    model = EmotionModel(backbone, len(corpus.labels), head_trains_encoder=False, learns_prototypes=learned)
+    classes, learned = len(corpus.labels), settings.learns_prototypes
+    model = EmotionModel(backbone, classes, head_trains_encoder=False, learns_prototypes=learned)
     samples = _sample(corpus, tokenizer, run)
     prepared = accelerator.prepare(model)
 

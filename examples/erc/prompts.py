@@ -61,6 +61,7 @@ class Prompts:
         self.dialogues = dialogues
         self.context_turns, self.future_turns = context_turns, future_turns
         self.repeat_turn, self.max_length = repeat_turn or future_turns > 0, max_length
+        self.padding: int = tokenizer.pad_token_id or 0
         self.start = _special(tokenizer, "cls_token_id", "bos_token_id")
         self.tokens = _tokenise(dialogues, tokenizer)
 

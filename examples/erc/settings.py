@@ -102,6 +102,11 @@ class Settings:
         return own if self.prototypes == "own" else self.prototypes
 
     @property
+    def learns_prototypes(self) -> bool:
+        """Whether the prototypes of the loss are parameters of the model."""
+        return self.prototype_kind in ("learned", "label_text")
+
+    @property
     def head_trains_encoder(self) -> bool:
         """Whether the linear head's loss goes on into the encoder; else the head only watches."""
         return self.joint or self.objective == "ce"
