@@ -62,7 +62,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
         },
         "ieee": {
-            "small": Tile(16, 32, 32, 4, 2, 32),
+            "small": Tile(16, 32, 32, 4, 3, 32),
             "forward": Tile(64, 64, 16, 8, 2, 32),
             "forward_steep": Tile(64, 64, 16, 8, 2, 32),
             "backward": Tile(64, 64, 16, 8, 2, 32),
@@ -108,8 +108,8 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
         },
     },
 }
-for _architecture in ("sm_90", "sm_100"):
-    TILES[_architecture]["ieee"] = TILES["sm_80"]["ieee"]
+TILES["sm_90"]["ieee"] = TILES["sm_80"]["ieee"]
+TILES["sm_100"]["ieee"] = TILES["sm_80"]["ieee"] | {"small": Tile(16, 32, 32, 4, 2, 32)}
 # Small enough that ragged shapes of a few rows fill several tiles.
 _INTERPRETED = {name: Tile(16, 32, 16, 4, 1, 16) for name in TILES["sm_80"]["half"]}
 TILES["interpreter"] = dict.fromkeys(("half", "tf32", "ieee"), _INTERPRETED)
