@@ -70,8 +70,7 @@ class TrainingData:
     def observe(self, members: list[int], features: Tensor, labels: Tensor, memory: PrototypeMemory) -> None:
         """Notes the difficulties of a training step's samples, if some epoch is to do without a pass."""
         if isinstance(self.sampler, DifficultyCurriculumSampler) and self.settings.difficulty_pass != "every":
-            centroids, _ = memory.centroids()
-            self.sampler.observe(torch.tensor(members), features.detach(), labels, centroids)
+            self.sampler.observe(torch.tensor(members), features.detach(), labels, *memory.centroids())
 
     def observed(self) -> Tensor:
         """Difficulties (n,) of the samples from the last training steps; a past query has its turn's own."""
