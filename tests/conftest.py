@@ -1,11 +1,20 @@
 """Same numbers in every run and in any order of the tests; the backends that tests go through."""
 
+import importlib.util
+
 import pytest
 import torch
 from hypothesis import settings
 
 settings.register_profile("reproducible", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("reproducible")
+
+# Triton defines its own functions for its interpreter or for its compiler when it is first imported. It is imported
+# here, so that it does not matter which test is the first to do so; those that compile start processes of their own.
+if importlib.util.find_spec("triton") is not None:
+    with pytest.MonkeyPatch.context() as _environment:
+        _environment.setenv("TRITON_INTERPRET", "1")
+        import triton.language  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
