@@ -18,7 +18,7 @@ help:
 	@echo "make demo    train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
 	@echo "make test    run the tests"
 	@echo "make check   ruff, mypy --strict, documentation build"
-	@echo "make bench   time the loss and the memory step against their yardsticks (half an hour)"
+	@echo "make bench   time the loss, the memory step and the sampler against their yardsticks (half an hour)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove .venv, caches and site/ (not runs/)"
 
@@ -37,6 +37,7 @@ check: $(VENV)/check.installed
 bench: $(VENV)/bench.installed
 	$(BIN)/python benchmarks/memory_step.py --output runs/benchmarks
 	$(BIN)/python benchmarks/loss.py --output runs/benchmarks
+	$(BIN)/python benchmarks/sampler.py --output runs/benchmarks
 
 docs: $(VENV)/check.installed
 	$(BIN)/python -m mkdocs build --strict
