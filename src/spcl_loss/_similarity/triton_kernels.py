@@ -64,20 +64,16 @@ def gradient(
     """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients (3, A)."""
     if negative.shape[0] == 0 or num_grads == 0:
         return rows.new_zeros(num_grads, rows.shape[1])
+    compute = small_gradient if rows.shape[0] <= launch.SMALL_ROWS else large_gradient
     with torch.cuda.device_of(rows):
-        if rows.shape[0] <= launch.SMALL_ROWS:
-            upstream = upstream_of(negative, positive, grads, product_dtype)
-            return small_gradient(rows, labels, log_weights, scale, num_grads, with_sum, upstream, product_dtype)
         if rows.shape[0] < launch.SORTED_ROWS:
             upstream = upstream_of(negative, positive, grads, product_dtype)
-            return large_gradient(rows, labels, log_weights, scale, num_grads, with_sum, upstream, product_dtype)
+            return compute(rows, labels, log_weights, scale, num_grads, with_sum, upstream, product_dtype)
         order, place = _class_order(labels, *sorted({min(num_grads, negative.shape[0]), negative.shape[0]}))
         weights = None if log_weights is None else log_weights[order]
         anchors = order[: negative.shape[0]]
         upstream = upstream_of(negative[anchors], positive[anchors], grads[:, anchors], product_dtype)
-        result = large_gradient(
-            rows[order], labels[order], weights, scale, num_grads, with_sum, upstream, product_dtype
-        )
+        result = compute(rows[order], labels[order], weights, scale, num_grads, with_sum, upstream, product_dtype)
         return result[place[:num_grads]]
 
 
