@@ -23,8 +23,8 @@ from erc.dialogues import Corpus, InputError
 from erc.encoder import EmotionModel, load_model, load_tokenizer_and_backbone
 from erc.evaluation import encode
 from erc.figures import COLORS, MARKERS
+from erc.layouts import lay_out
 from erc.objectives import build_criterion
-from erc.prompts import build_prompts
 from erc.run_folder import RunFolder
 from erc.settings import Settings
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
@@ -64,12 +64,12 @@ def difficulties(settings: Settings, corpus: Corpus, weights: Path) -> tuple[Ten
     criterion = build_criterion(settings, classes, model.width, gather_distributed=False)
     load_model(weights, model, criterion.memory)
     accelerator = Accelerator()
-    prompts = build_prompts(settings, corpus.train, tokenizer)
+    layout = lay_out(settings, corpus.train, tokenizer)
     encoded = encode(
         model.to(accelerator.device),
-        prompts.own_queries(),
+        layout.own_queries(),
         accelerator,
-        padding=prompts.padding,
+        padding=layout.padding,
         batch_size=settings.encoding_batch_size,
         what="encoding the training set",
     )

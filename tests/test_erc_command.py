@@ -190,5 +190,5 @@ def test_two_processes_train_one_model(tmp_path):
     assert result["processes"] == 2
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     drawn = sum(lines[0]["difficulty"]["drawn"])
-    assert drawn == 26  # 27 of 55, of which the two share 26
-    assert lines[0]["updates"] == 4  # 13 samples each, four at a time
+    assert drawn == 27  # of 55, in seven batches, of which each of the two trains on three
+    assert lines[0]["updates"] == 3

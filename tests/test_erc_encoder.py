@@ -10,7 +10,8 @@ import erc_tiny
 from erc import encoder
 from erc.dialogues import InputError
 from erc.encoder import EmotionModel, load_model, load_tokenizer_and_backbone, packaged_minilm, precision, save_model
-from erc.prompts import Prompts, collate
+from erc.inputs import collate
+from erc.prompts import Prompts
 from erc.settings import Settings
 from spcl_loss import PrototypeMemory
 
@@ -48,7 +49,7 @@ def test_the_representation_is_the_hidden_state_at_the_mask(tiny):
     with torch.no_grad():
         features, scores = model(collate(samples[:7], padding=tokenizer.pad_token_id))
         for sample, row in zip(samples[:7], features, strict=True):
-            ids = torch.tensor([sample.input_ids])
+            ids = torch.tensor([sample.input.ids])
             position = ids[0].tolist().index(tokenizer.mask_token_id)
             torch.testing.assert_close(row, model.backbone(input_ids=ids).last_hidden_state[0, position])
         torch.testing.assert_close(scores, model.head(features))

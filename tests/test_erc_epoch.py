@@ -55,6 +55,6 @@ def test_padding_changes_no_representation(bench, tmp_path):
     settings = erc_tiny.settings(erc_tiny.encoder(tmp_path))
     loop = bench.PlainLoop(settings, erc_tiny.corpus())
     wide, _ = loop._encode(loop.dev[:5])
-    loop.settings = replace(settings, max_length=max(len(sample.input_ids) for sample in loop.dev[:5]))
+    loop.settings = replace(settings, max_length=max(len(sample.input.ids) for sample in loop.dev[:5]))
     narrow, _ = loop._encode(loop.dev[:5])
     torch.testing.assert_close(wide, narrow, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 import erc_tiny
 from erc.encoder import EmotionModel, load_tokenizer_and_backbone
 from erc.evaluation import Encoded, encode, predictions, score
-from erc.prompts import Prompts, collate
+from erc.inputs import collate
+from erc.prompts import Prompts
 from spcl_loss import SupervisedPrototypicalContrastiveLoss
 
 LABELS = ("a", "b", "c")

@@ -28,7 +28,7 @@ def test_every_arm_has_valid_settings_under_every_preset(arm, name):
 
 def test_arms_without_a_curriculum_see_as_much_data_as_those_with_one():
     epochs = {arm: arm_settings(arm, "cpu", "MELD", 0, {}).epochs for arm in ARMS}
-    assert epochs == {"cur": 6, "half": 6, "all": 3, "ce": 3, "supcon": 3, "spdcl": 3, "bcl": 3, "eacl": 3}
+    assert epochs == {"cur": 4, "half": 4, "all": 2, "ce": 2, "supcon": 2, "spdcl": 2, "bcl": 2, "eacl": 2}
     assert arm_settings("all", "cpu", "MELD", 0, {"epochs": 1}).epochs == 1
 
 

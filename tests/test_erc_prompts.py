@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from erc.dialogues import Dialogue, InputError, Turn
+from erc.dialogues import Dialogue, InputError, Turn, label_dialogues
 from erc.encoder import packaged_minilm
-from erc.prompts import Prompts, collate, label_dialogues
+from erc.inputs import collate
+from erc.prompts import Prompts
 
 TALK = Dialogue(
     "7",
@@ -30,7 +31,7 @@ def prompts(tokenizer, dialogues=(TALK,), **changes):
 
 
 def text(tokenizer, sample):
-    return tokenizer.decode(sample.input_ids)
+    return tokenizer.decode(sample.input.ids)
 
 
 def test_context_query_and_mask(tokenizer):
@@ -41,13 +42,13 @@ def test_context_query_and_mask(tokenizer):
         "[CLS] ann : one two three [SEP] ben : four five [SEP] for utterance : six [SEP] ann feels [MASK] [SEP]"
     )
     for sample in samples:
-        assert sample.input_ids[sample.mask_position] == tokenizer.mask_token_id
+        assert sample.input.ids[sample.start : sample.end] == (tokenizer.mask_token_id,)
 
 
 def test_pieces_tokenised_once_equal_the_whole_tokenised_at_once(tokenizer):
     whole = "Ann: one two three[SEP]Ben: four five[SEP]For utterance: six[SEP]Ann feels[MASK]"
     sample = prompts(tokenizer).own_queries()[1]
-    assert list(sample.input_ids) == tokenizer(whole)["input_ids"]
+    assert list(sample.input.ids) == tokenizer(whole)["input_ids"]
 
 
 def test_context_turns_limits_the_context(tokenizer):
@@ -63,19 +64,19 @@ def test_the_turn_may_end_its_own_context(tokenizer):
 
 
 def test_the_oldest_context_goes_first_and_the_query_stays(tokenizer):
-    whole = prompts(tokenizer).own_queries()[2].input_ids
+    whole = prompts(tokenizer).own_queries()[2].input.ids
     for room in range(len(whole), 8, -1):
         sample = prompts(tokenizer, max_length=room).own_queries()[2]
         query = "for utterance : seven eight [SEP] cat feels [MASK] [SEP]"
         said = ["ann : one two three [SEP] ", "ben : four five [SEP] ", "ann : six [SEP] "]
         assert text(tokenizer, sample) in {"[CLS] " + "".join(said[i:]) + query for i in range(4)}
-        assert len(sample.input_ids) <= max(room, len(prompts(tokenizer, context_turns=0).own_queries()[2].input_ids))
+        assert len(sample.input.ids) <= max(room, len(prompts(tokenizer, context_turns=0).own_queries()[2].input.ids))
 
 
 def test_a_query_longer_than_max_length_stays_whole_up_to_the_encoders_limit(tokenizer):
     long = Dialogue("1", (Turn("0", "Ann", "word " * 600, 0), Turn("1", "Ben", "word " * 60, 1)))
     beyond, whole = prompts(tokenizer, (long,), max_length=16).own_queries()
-    assert len(beyond.input_ids) == tokenizer.model_max_length
+    assert len(beyond.input.ids) == tokenizer.model_max_length
     assert text(tokenizer, beyond).startswith("[CLS] word")
     assert text(tokenizer, beyond).endswith("word [SEP] ann feels [MASK] [SEP]")
     assert text(tokenizer, whole).startswith("[CLS] for utterance : word")
@@ -90,7 +91,7 @@ def test_max_length_beyond_the_encoder_is_an_error(tokenizer):
 def test_special_tokens_in_what_is_said_do_not_move_the_mask(tokenizer):
     tricky = Dialogue("1", (Turn("0", "Ann", "a [MASK] b", 0),))
     (sample,) = prompts(tokenizer, (tricky,)).own_queries()
-    assert sample.mask_position == len(sample.input_ids) - 2
+    assert sample.start == len(sample.input.ids) - 2
 
 
 def test_past_queries_ask_for_an_earlier_turn_in_the_same_context(tokenizer):
@@ -116,13 +117,13 @@ def test_past_queries_have_a_fixed_number_and_a_drawn_choice(tokenizer):
 def test_a_batch_is_as_wide_as_its_longest_member(tokenizer):
     samples = prompts(tokenizer).own_queries()
     batch = collate(samples, padding=tokenizer.pad_token_id)
-    lengths = [len(sample.input_ids) for sample in samples]
+    lengths = [len(sample.input.ids) for sample in samples]
     assert batch.input_ids.shape == (3, max(lengths))
-    assert batch.attention_mask.sum(1).tolist() == lengths
+    assert batch.visible.sum(1).tolist() == lengths
     assert batch.labels.tolist() == [0, 2, 1]
-    rows = torch.arange(3)
-    assert batch.input_ids[rows, batch.mask_position].tolist() == [tokenizer.mask_token_id] * 3
-    assert (batch.input_ids[batch.attention_mask == 0] == tokenizer.pad_token_id).all()
+    assert batch.input_ids.flatten()[batch.tokens].tolist() == [tokenizer.mask_token_id] * 3
+    assert batch.offsets.tolist() == [0, 1, 2]
+    assert (batch.input_ids[~batch.visible] == tokenizer.pad_token_id).all()
 
 
 def test_future_turns_follow_the_turn_itself(tokenizer):
@@ -137,7 +138,7 @@ def test_future_turns_follow_the_turn_itself(tokenizer):
 
 def test_the_past_comes_before_the_future_when_there_is_little_room(tokenizer):
     whole = prompts(tokenizer, future_turns=1).own_queries()[1]
-    short = prompts(tokenizer, future_turns=1, max_length=len(whole.input_ids) - 1).own_queries()[1]
+    short = prompts(tokenizer, future_turns=1, max_length=len(whole.input.ids) - 1).own_queries()[1]
     assert "ann : one two three" in text(tokenizer, short)
     assert "cat : seven eight" not in text(tokenizer, short)
 

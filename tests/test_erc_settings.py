@@ -59,8 +59,9 @@ def test_only_what_is_given_changes_the_preset():
         ({"epochs": 0}, "epochs must be at least 1; received 0"),
         ({"average": 1.0}, "average must be below 1; received 1.0"),
         ({"objective": "supcon", "prototypes": "learned"}, "prototypes must be own: supcon has none"),
-        ({"objective": "bcl", "difficulty_pass": "first"}, "difficulty_pass must be every unless"),
-        ({"curriculum": "all", "difficulty_pass": "alternate"}, "difficulty_pass must be every unless"),
+        ({"past_queries": 0.1}, "past_queries needs inputs=prompts; received 0.1 with dialogues"),
+        ({"future_turns": 2}, "future_turns needs inputs=prompts"),
+        ({"repeat_turn": True}, "repeat_turn needs inputs=prompts"),
         ({"support_size": 300}, "support_size must be at most queue_size=256; received 300"),
     ],
 )
@@ -71,7 +72,7 @@ def test_a_wrong_value_is_named(change, message):
 
 def test_differences_name_setting_and_values():
     assert differences(Settings(), Settings()) == []
-    assert differences(Settings(), replace(Settings(), seed=2, epochs=7)) == ["epochs (6, now 7)", "seed (0, now 2)"]
+    assert differences(Settings(), replace(Settings(), seed=2, epochs=7)) == ["epochs (4, now 7)", "seed (0, now 2)"]
 
 
 def test_the_objective_says_where_prototypes_come_from_unless_told():
@@ -83,6 +84,7 @@ def test_the_objective_says_where_prototypes_come_from_unless_told():
 
 
 SWITCHES = (
+    "inputs",
     "joint",
     "contrast",
     "prototypes",
@@ -98,7 +100,8 @@ SWITCHES = (
 def test_what_is_not_the_papers_is_off_in_its_preset(dataset):
     paper = Settings(**preset("paper", dataset))
     assert {name: getattr(paper, name) for name in SWITCHES} == {
-        "joint": False, "contrast": "own", "prototypes": "own", "prototype_anchors": False, "difficulty_pass": "every",
+        "inputs": "prompts", "joint": False, "contrast": "own", "prototypes": "own", "prototype_anchors": False,
+        "difficulty_pass": "every",
         "future_turns": 0, "layer_decay": 1.0, "average": 0.0,
     }  # fmt: skip
 

@@ -30,6 +30,7 @@ MEMORIES = {
     f"spcl_q{queue}_s{support}": ARMS["all"] | {"queue_size": queue, "support_size": support}
     for queue, support in ((64, 64), (256, 4), (256, 16), (256, 64), (256, 256), (1024, 64), (1024, 256))
 }
+PROMPTS = {"inputs": "prompts", "context_turns": 3, "max_length": 96, "past_queries": 0.2}  # what two cores can bear
 SWITCHES: dict[str, dict[str, Any]] = {
     "joint": {"joint": True},
     "layers": {"layer_decay": 0.9},
@@ -37,9 +38,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "balanced": {"contrast": "class_balanced"},
     "anchors": {"prototype_anchors": True},
     "names": {"prototypes": "label_text"},
-    "alternate": {"difficulty_pass": "alternate"},
+    "every": {"difficulty_pass": "every"},
     "first": {"difficulty_pass": "first"},
-    "future": {"future_turns": 2},
+    "prompts": PROMPTS,
+    "future": PROMPTS | {"future_turns": 2},
 }  # each on top of "cur"
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "methods": {name: ARMS[name] for name in ("cur", "all", "ce", "supcon", "spdcl", "bcl", "eacl")},

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
+
+from .inputs import Sample, share_inputs
 
 POOL = 50  # batches sorted by length together: long enough for little padding, short enough for random batches
 
 
 class RandomShareSampler(Sampler[int]):
-    """All samples in random order, or a random share of them, anew each epoch; every rank gets as many."""
+    """All samples in random order, or a random share of them, anew each epoch."""
 
-    def __init__(self, size: int, *, share: float, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
-        self.size, self.count, self.seed = size, max(1, int(share * size)), seed
-        self.num_replicas, self.rank, self.epoch = num_replicas, rank, 0
+    def __init__(self, size: int, *, share: float, seed: int) -> None:
+        self.size, self.count, self.seed, self.epoch = size, max(1, int(share * size)), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -29,31 +30,52 @@ class RandomShareSampler(Sampler[int]):
     @property
     def indices(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        drawn = torch.randperm(self.size, generator=generator)[: self.count]
-        return drawn[self.rank : len(self) * self.num_replicas : self.num_replicas]
+        return torch.randperm(self.size, generator=generator)[: self.count]
 
     def __iter__(self) -> Iterator[int]:
         yield from self.indices.tolist()
 
     def __len__(self) -> int:
-        return self.count // self.num_replicas
+        return self.count
 
 
-def length_buckets(indices: list[int], lengths: list[int], batch_size: int, seed: int) -> list[list[int]]:
+def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
     """Batches of samples of like length, in random order.
 
     The samples are cut into pools of `POOL` batches as they come, each pool is sorted by length and cut into batches.
+    Samples that share an input stay together, so that a batch may have more than `batch_size` of them.
     """
-    pool = POOL * batch_size
     batches = []
-    for start in range(0, len(indices), pool):
-        members = sorted(indices[start : start + pool], key=lambda index: lengths[index])
-        batches += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
+    for pool in _cut(share_inputs(samples, indices), POOL * batch_size):
+        pool.sort(key=lambda group: _length(samples, group))
+        batches += [_flat(groups) for groups in _cut(pool, batch_size)]
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
     return [batches[i] for i in order.tolist()]
 
 
-def longest_first(lengths: list[int], batch_size: int) -> list[list[int]]:
+def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
     """Batches of like length for a pass in which the order is free; the longest first, so that memory fails at once."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    groups = share_inputs(samples, range(len(samples)))
+    groups.sort(key=lambda group: -_length(samples, group))
+    return [_flat(batch) for batch in _cut(groups, batch_size)]
+
+
+def _length(samples: Sequence[Sample], group: Sequence[int]) -> int:
+    return max(samples[index].length for index in group)
+
+
+def _cut(groups: Sequence[list[int]], size: int) -> list[list[list[int]]]:
+    """The groups in runs of at least `size` members; the last may have fewer."""
+    runs: list[list[list[int]]] = []
+    room = 0
+    for group in groups:
+        if room <= 0:
+            runs.append([])
+            room = size
+        runs[-1].append(group)
+        room -= len(group)
+    return runs
+
+
+def _flat(groups: Sequence[list[int]]) -> list[int]:
+    return [index for group in groups for index in group]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -45,3 +46,8 @@ class Corpus:
 def plain_quotes(text: str) -> str:
     """Curly apostrophes become straight ones and double quotes go, as in the SPCL authors' preprocessing."""
     return text.translate({0x2018: "'", 0x2019: "'", 0x201C: None, 0x201D: None, 0x22: None}).strip()
+
+
+def label_dialogues(labels: Sequence[str]) -> list[Dialogue]:
+    """A dialogue a class, in which somebody names the emotion: its representation stands for the class's name."""
+    return [Dialogue(name, (Turn("0", "Somebody", f"I feel {name}.", i),)) for i, name in enumerate(labels)]

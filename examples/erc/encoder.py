@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spcl_loss import PrototypeMemory
 
 from .dialogues import InputError
-from .prompts import Batch
+from .inputs import Batch
 from .settings import MINILM, Settings
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -94,10 +94,18 @@ class EmotionModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Representations (N, D), the hidden states at the masks, and the head's scores (N, C), both float32."""
-        hidden = self.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        features = hidden[rows, batch.mask_position].float()
+        hidden = self.backbone(input_ids=batch.input_ids, attention_mask=self._mask(batch.visible)).last_hidden_state
+        features = nn.functional.embedding_bag(batch.tokens, hidden.flatten(0, 1).float(), batch.offsets, mode="mean")
         return features, self.head(features if self.head_trains_encoder else features.detach()).float()
+
+    def _mask(self, visible: Tensor) -> Tensor:
+        """The attention mask in the form that transformers passes on unchanged where each token sees others."""
+        if visible.ndim == 2:
+            return visible.long()
+        if self.backbone.config._attn_implementation == "sdpa":
+            return visible[:, None]
+        hidden = torch.finfo(torch.float32).min
+        return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, hidden)[:, None]
 
     def freeze_embeddings(self) -> None:
         """Takes the embedding tables out of the training: most words are too rare to move them to a better place."""

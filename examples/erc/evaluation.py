@@ -13,8 +13,8 @@ from torch import Tensor
 from spcl_loss import SupervisedPrototypicalContrastiveLoss
 
 from .batches import longest_first
+from .inputs import Sample, collate
 from .progress import progress_bar
-from .prompts import Sample, collate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,7 +41,7 @@ def encode(
     what: str,
 ) -> Encoded:
     """One pass without gradients over `samples`, shared among the processes; every process gets all of it."""
-    batches = longest_first([len(sample.input_ids) for sample in samples], batch_size)
+    batches = longest_first(samples, batch_size)
     # with more processes than batches the surplus ones repeat the last
     own = batches[accelerator.process_index :: accelerator.num_processes] or batches[-1:]
     features, scores, places = [], [], []

@@ -16,7 +16,8 @@ from .dialogues import Corpus
 from .encoder import EmotionModel, load_model, load_tokenizer_and_backbone
 from .evaluation import Encoded, encode
 from .figures import two_dimensions
-from .prompts import Sample, build_prompts
+from .inputs import Sample
+from .layouts import lay_out
 from .run_folder import RunFolder, atomically
 
 SHOWN = 1000  # test utterances; more hide one another
@@ -74,6 +75,6 @@ def _compute(run: Run, corpus: Corpus) -> dict[str, np.ndarray]:
 
 
 def _sample(corpus: Corpus, tokenizer: object, run: Run) -> list[Sample]:
-    samples = build_prompts(run.settings, corpus.test, tokenizer).own_queries()
+    samples = lay_out(run.settings, corpus.test, tokenizer).own_queries()
     chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:SHOWN]
     return [samples[i] for i in chosen.sort().values.tolist()]

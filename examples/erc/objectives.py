@@ -61,10 +61,12 @@ def losses(
     `learned` (C, D): the prototypes, where the settings have them learned.
     """
     head_loss = torch.nn.functional.cross_entropy(scores, labels)
-    if settings.objective == "ce":
-        return torch.stack([torch.zeros_like(head_loss), head_loss])
     if settings.prototype_kind == "queue":
-        contrastive_loss = criterion(features, labels)
+        return torch.stack([criterion(features, labels), head_loss])
+    with torch.no_grad():
+        criterion(features, labels)  # fills the memory, whose means are the nearest-prototype head
+    if settings.objective == "ce":
+        contrastive_loss = torch.zeros_like(head_loss)
     else:
         contrastive_loss = supervised_prototypical_contrastive_loss(features, labels, learned, **criterion.options)
     return torch.stack([contrastive_loss, head_loss])

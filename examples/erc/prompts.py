@@ -1,4 +1,8 @@
-"""Dialogues as the encoder's input: previous turns, a query, and a mask whose hidden state is the representation."""
+"""Dialogues as the encoder's input: previous turns, a query, and a mask whose hidden state is the representation.
+
+`[CLS] speaker: text [SEP] ... For utterance: text [SEP] speaker feels [MASK] [SEP]`, one for each utterance, as in the
+paper.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .dialogues import Dialogue, InputError, Turn
-from .settings import Settings
-
-NO_LIMIT = 1_000_000  # tokenizers without a limit state a huge number
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One labelled input, `[CLS] speaker: text [SEP] ... For utterance: text [SEP] speaker feels [MASK] [SEP]`."""
-
-    input_ids: tuple[int, ...]
-    mask_position: int
-    label: int
-    dialogue: str
-    turn: str
+from .dialogues import Dialogue, Turn
+from .inputs import Input, Sample, length_limit, special
 
 
 @dataclass(frozen=True)
@@ -55,14 +45,12 @@ class Prompts:
         max_length: int,
         future_turns: int = 0,
     ) -> None:
-        self.limit = min(tokenizer.model_max_length, NO_LIMIT)
-        if max_length > self.limit:
-            raise InputError(f"max_length must be at most {self.limit}, the encoder's limit; received {max_length}")
+        self.limit = length_limit(tokenizer, max_length)
         self.dialogues = dialogues
         self.context_turns, self.future_turns = context_turns, future_turns
         self.repeat_turn, self.max_length = repeat_turn or future_turns > 0, max_length
         self.padding: int = tokenizer.pad_token_id or 0
-        self.start = _special(tokenizer, "cls_token_id", "bos_token_id")
+        self.start = special(tokenizer, "cls_token_id", "bos_token_id")
         self.tokens = _tokenise(dialogues, tokenizer)
 
     def own_queries(self) -> list[Sample]:
@@ -107,19 +95,8 @@ class Prompts:
         ids = (self.start, *context, *asked)
         owner = self.dialogues[d].turns[query]
         assert owner.label is not None
-        return Sample(ids, len(ids) - 2, owner.label, self.dialogues[d].id, owner.id)
-
-
-def build_prompts(settings: Settings, dialogues: Sequence[Dialogue], tokenizer: Any) -> Prompts:
-    """The prompts as the settings have them."""
-    return Prompts(
-        dialogues,
-        tokenizer,
-        context_turns=settings.context_turns,
-        repeat_turn=settings.repeat_turn,
-        max_length=settings.max_length,
-        future_turns=settings.future_turns,
-    )
+        mask = len(ids) - 2
+        return Sample(Input(ids), mask, mask + 1, owner.label, self.dialogues[d].id, owner.id)
 
 
 def _whole_turns(turns: Iterable[_Tokens], room: int) -> list[list[int]]:
@@ -133,14 +110,9 @@ def _whole_turns(turns: Iterable[_Tokens], room: int) -> list[list[int]]:
     return fitting
 
 
-def label_dialogues(labels: Sequence[str]) -> list[Dialogue]:
-    """A dialogue a class, in which somebody names the emotion: its representation stands for the class's name."""
-    return [Dialogue(name, (Turn("0", "Somebody", f"I feel {name}.", i),)) for i, name in enumerate(labels)]
-
-
 def _tokenise(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[list[_Tokens]]:
-    end = _special(tokenizer, "sep_token_id", "eos_token_id")
-    mask = _special(tokenizer, "mask_token_id")
+    end = special(tokenizer, "sep_token_id", "eos_token_id")
+    mask = special(tokenizer, "mask_token_id")
     turns = [turn for dialogue in dialogues for turn in dialogue.turns]
 
     def ids(text: Callable[[Turn], str]) -> Iterator[list[int]]:
@@ -155,37 +127,3 @@ def _tokenise(dialogues: Sequence[Dialogue], tokenizer: Any) -> list[list[_Token
         [_Tokens([*next(said), end], [*next(query), end, *next(feels), mask, end]) for _ in dialogue.turns]
         for dialogue in dialogues
     ]
-
-
-def _special(tokenizer: Any, *names: str) -> int:
-    for name in names:
-        if (token := getattr(tokenizer, name, None)) is not None:
-            return int(token)
-    raise InputError(f"the encoder's tokenizer has no {names[0].removesuffix('_id')}: choose a masked language model")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """N samples padded to the longest, L tokens."""
-
-    input_ids: Tensor  # (N, L)
-    attention_mask: Tensor  # (N, L)
-    mask_position: Tensor  # (N,)
-    labels: Tensor  # (N,)
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        parts = (self.input_ids, self.attention_mask, self.mask_position, self.labels)
-        return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts))
-
-
-def collate(samples: Sequence[Sample], padding: int) -> Batch:
-    """A batch no wider than its longest member."""
-    rows = [torch.tensor(sample.input_ids) for sample in samples]
-    lengths = torch.tensor([len(row) for row in rows])
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
-    return Batch(
-        input_ids,
-        (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-        torch.tensor([sample.mask_position for sample in samples]),
-        torch.tensor([sample.label for sample in samples]),
-    )

@@ -17,7 +17,7 @@ from spcl_loss import SupervisedPrototypicalContrastiveLoss
 from . import figures
 from .dialogues import Corpus
 from .evaluation import HEADS, Encoded, predictions
-from .prompts import Sample
+from .inputs import Sample
 from .run_folder import RunFolder, atomically, write_json
 
 BINS = 40

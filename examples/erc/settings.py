@@ -42,16 +42,29 @@ class Settings:
     curriculum: str = _setting("on", "on: easy samples first; else all data or a random half", ("on", "all", "half"))
     draw: str = _setting("fixed", "how the curriculum draws its samples", ("fixed", "bernoulli"))
     difficulty_pass: str = _setting(
-        "every",
-        "epochs that begin with an encoding of all training data; the others take difficulties from training steps",
+        "alternate",
+        "epochs of the curriculum that begin with an encoding of all training data, on one process; the others take "
+        "difficulties from training steps",
         ("every", "alternate", "first"),
     )
-    past_queries: float = _setting(0.2, "share of turns that also ask for an earlier turn's emotion", minimum=0)
-    context_turns: int = _setting(3, "previous turns before the query", minimum=0)
-    future_turns: int = _setting(0, "NOT CAUSAL: later turns before the query, unlike the paper", minimum=0)
-    repeat_turn: bool = _setting(False, "end the context with the queried turn itself, as the SPCL authors do")
-    max_length: int = _setting(96, "tokens; the oldest context goes first, the query stays", minimum=8)
-    epochs: int = _setting(6, "of the curriculum, each about half the data when it is on", minimum=1)
+    inputs: str = _setting(
+        "dialogues",
+        "dialogues: one for all turns of a dialogue, each the mean of its tokens, which see no later turn; prompts: "
+        "one for each turn, asked for with a mask, as in the paper",
+        ("dialogues", "prompts"),
+    )
+    context_turns: int = _setting(
+        8,
+        "previous turns before the query; of dialogues longer than an input, those that a further input begins with",
+        minimum=0,
+    )
+    max_length: int = _setting(384, "tokens of an input; the oldest context goes first", minimum=8)
+    past_queries: float = _setting(
+        0.0, "prompts: share of turns that also ask for an earlier turn's emotion", minimum=0
+    )
+    future_turns: int = _setting(0, "prompts, NOT CAUSAL: later turns before the query, unlike the paper", minimum=0)
+    repeat_turn: bool = _setting(False, "prompts: end the context with the queried turn itself, as the SPCL authors do")
+    epochs: int = _setting(4, "of the curriculum, each about half the data when it is on", minimum=1)
     patience: int | None = _setting(None, "stop after so many epochs without a better dev score", minimum=1)
     batch_size: int = _setting(16, "utterances a step and process", minimum=1)
     accumulation: int = _setting(1, "batches whose gradients are added up for one update", minimum=1)
@@ -84,16 +97,13 @@ class Settings:
                 raise ValueError(f"{name} must be at least {metadata['minimum']}; received {value!r}")
         if self.support_size > self.queue_size:
             raise ValueError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
-
         if self.average >= 1:
             raise ValueError(f"average must be below 1; received {self.average!r}")
+        for name in ("past_queries", "future_turns", "repeat_turn"):
+            if self.inputs != "prompts" and getattr(self, name):
+                raise ValueError(f"{name} needs inputs=prompts; received {getattr(self, name)!r} with {self.inputs}")
         if self.prototypes != "own" and self.objective in ("ce", "supcon"):
             raise ValueError(f"prototypes must be own: {self.objective} has none; received {self.prototypes!r}")
-        if self.difficulty_pass != "every" and (self.curriculum != "on" or self.prototype_kind != "queue"):
-            raise ValueError(
-                f"difficulty_pass must be every unless a curriculum is on and prototypes come from queues, whose means "
-                f"then score dev; received {self.difficulty_pass!r}"
-            )
 
     @property
     def prototype_kind(self) -> str:
@@ -121,22 +131,23 @@ class Settings:
 # is the constant in their loss, the cosine restarts each epoch, three epochs without a better score end the training.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
-    "gpu": {"context_turns": 8, "max_length": 256, "epochs": 8, "batch_size": 32, "encoding_batch_size": 256,
-            "attention": "sdpa", "attention_dropout": None},
-    "mpnet": {"encoder": "microsoft/mpnet-base", "epochs": 4, "encoder_rate": 5e-5},
-    "paper": {"encoder": SIMCSE, "easy_threshold": 0.3, "draw": "bernoulli", "context_turns": 8, "repeat_turn": True,
-              "max_length": 256, "epochs": 16, "patience": 3, "batch_size": 32, "encoding_batch_size": 128,
+    "gpu": {"epochs": 8, "batch_size": 32, "encoding_batch_size": 1024, "attention": "sdpa", "attention_dropout": None},
+    "mpnet": {"encoder": "microsoft/mpnet-base", "encoder_rate": 5e-5},
+    "paper": {"encoder": SIMCSE, "easy_threshold": 0.3, "draw": "bernoulli", "difficulty_pass": "every",
+              "inputs": "prompts", "past_queries": 0.2, "repeat_turn": True, "max_length": 256,
+              "epochs": 16, "patience": 3, "batch_size": 32, "encoding_batch_size": 128,
               "encoder_rate": 1e-5, "head_rate": 1e-3, "schedule": "restarts", "warmup": 128, "attention": "sdpa",
               "freeze_embeddings": False, "attention_dropout": None, "checkpoint_steps": 1000},
-    "smoke": {"limit": 32, "context_turns": 2, "max_length": 48, "epochs": 2, "warmup": 2, "queue_size": 16,
+    "smoke": {"limit": 32, "context_turns": 2, "max_length": 64, "epochs": 2, "warmup": 2, "queue_size": 16,
               "support_size": 4},
 }  # fmt: skip
 
 # IEMOCAP's dialogues are seven times as long as MELD's, on two speakers, and half as many of its turns are labelled.
 DATASET_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("cpu", "IEMOCAP"): {"context_turns": 8, "max_length": 160, "warmup": 50},
+    ("cpu", "IEMOCAP"): {"epochs": 6, "warmup": 50},
+    ("mpnet", "IEMOCAP"): {"epochs": 6, "warmup": 50},
     ("smoke", "IEMOCAP"): {"limit": 4},
-    ("gpu", "IEMOCAP"): {"context_turns": 16, "max_length": 384, "epochs": 12},
+    ("gpu", "IEMOCAP"): {"max_length": 512, "context_turns": 16, "epochs": 12},
 }
 
 

@@ -18,18 +18,21 @@ from tqdm import tqdm
 from spcl_loss import prototype_difficulty
 
 from .checkpoint import Checkpoints
-from .dialogues import Corpus, Dialogue
+from .dialogues import Corpus, Dialogue, label_dialogues
 from .encoder import load_model, load_tokenizer_and_backbone, precision, save_model
 from .environment import environment
 from .evaluation import Encoded, encode, evaluate
+from .inputs import Sample
+from .layouts import lay_out
 from .learner import Learner
 from .objectives import losses, rate_factor
 from .progress import Progress, progress_bar, summary
-from .prompts import Prompts, Sample, build_prompts, label_dialogues
+from .prompts import Prompts
 from .report import write_report
 from .run_folder import RunFolder
 from .settings import Settings
 from .training_data import TrainingData
+from .windows import Windows
 
 
 def train(
@@ -73,8 +76,8 @@ class Training:
         self.criterion = self.learner.criterion
         set_seed(settings.seed, device_specific=True)  # each process drops out other units
 
-        self.data = TrainingData(settings, self._prompts(corpus.train), accelerator)
-        self.dev = self._prompts(corpus.dev).own_queries()
+        self.data = TrainingData(settings, self._lay_out(corpus.train), accelerator)
+        self.dev = self._lay_out(corpus.dev).own_queries()
         self.progress = Progress()
         parts = {**self.learner.parts(), "sampler": self.data.sampler}
         self.checkpoints = Checkpoints(folder, self.progress, parts, accelerator)
@@ -93,13 +96,13 @@ class Training:
 
     # The beginning
 
-    def _prompts(self, dialogues: Sequence[Dialogue]) -> Prompts:
-        return build_prompts(self.settings, dialogues, self.tokenizer)
+    def _lay_out(self, dialogues: Sequence[Dialogue]) -> Prompts | Windows:
+        return lay_out(self.settings, dialogues, self.tokenizer)
 
     def _name_prototypes(self) -> None:
         """Begins learned prototypes at the classes' names, if the settings say so."""
         if self.settings.prototype_kind == "label_text":
-            names = self._prompts(label_dialogues(self.corpus.labels)).own_queries()
+            names = self._lay_out(label_dialogues(self.corpus.labels)).own_queries()
             prototypes = self.learner.unwrapped.prototypes
             prototypes.data.copy_(self._encode(names, "encoding the classes' names").features)
 
@@ -112,7 +115,7 @@ class Training:
     # An epoch
 
     def _encode(self, samples: Sequence[Sample], what: str) -> Encoded:
-        size, padding = self.settings.encoding_batch_size, self.data.prompts.padding
+        size, padding = self.settings.encoding_batch_size, self.data.layout.padding
         return encode(self.learner.scored, samples, self.accelerator, padding=padding, batch_size=size, what=what)
 
     def _survey(self) -> Tensor:
@@ -121,8 +124,9 @@ class Training:
         self.criterion.memory.initialize(encoded.features, encoded.labels)
         return prototype_difficulty(encoded.features, encoded.labels).cpu()
 
-    def _begin_epoch(self, difficulty: Tensor) -> None:
-        self.progress.difficulty = self.data.begin(self.progress.epoch, difficulty)
+    def _begin_epoch(self, difficulty: Tensor | None) -> None:
+        """Without new difficulties the histograms of the last ones stay."""
+        self.progress.difficulty = self.data.begin(self.progress.epoch, difficulty) or self.progress.difficulty
         self._save()
 
     def _train_epoch(self) -> None:
@@ -225,7 +229,7 @@ class Training:
     def _conclude(self) -> dict[str, Any]:
         """Scores the best weights on test, for the first and only time."""
         load_model(self.folder.best, self.accelerator.unwrap_model(self.learner.scored), self.criterion.memory)
-        samples = self._prompts(self.corpus.test).own_queries()
+        samples = self._lay_out(self.corpus.test).own_queries()
         encoded = self._encode(samples, "encoding test")
         settings, progress = self.settings, self.progress
         result = {

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from spcl_loss import DifficultyCurriculumSampler, PrototypeMemory
 
 from .batches import RandomShareSampler, length_buckets
-from .dialogues import InputError
-from .prompts import Prompts, Sample, collate
+from .inputs import Sample, collate
+from .prompts import Prompts
 from .report import difficulty_counts
 from .settings import Settings
+from .windows import Windows
 
 
 class TrainingData:
@@ -29,29 +30,24 @@ class TrainingData:
         sampler: draws those of them that the epoch trains on.
     """
 
-    def __init__(self, settings: Settings, prompts: Prompts, accelerator: Accelerator) -> None:
-        if settings.difficulty_pass != "every" and accelerator.num_processes > 1:
-            raise InputError(
-                f"difficulty_pass must be every with {accelerator.num_processes} processes, which would each observe "
-                f"other samples; received {settings.difficulty_pass}"
-            )
-        self.settings, self.prompts, self.accelerator = settings, prompts, accelerator
+    def __init__(self, settings: Settings, layout: Prompts | Windows, accelerator: Accelerator) -> None:
+        self.settings, self.layout, self.accelerator = settings, layout, accelerator
         self.samples: list[Sample] = []
         self.prepare(0)
-        self.sampler = _sampler(settings, len(self.samples), accelerator)
+        self.sampler = _sampler(settings, len(self.samples))
 
     def prepare(self, epoch: int) -> None:
         """Makes the samples of an epoch: the same own queries always, and past queries drawn for the epoch.
 
         After the last epoch there are the own queries alone.
         """
-        self.samples = self.prompts.own_queries()
-        if epoch < self.settings.epochs:
+        self.samples = self.layout.own_queries()
+        if epoch < self.settings.epochs and isinstance(self.layout, Prompts):
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-            self.samples += self.prompts.past_queries(self.settings.past_queries, generator)
+            self.samples += self.layout.past_queries(self.settings.past_queries, generator)
 
-    def begin(self, epoch: int, difficulty: Tensor) -> dict[str, list[float]]:
-        """Draws the epoch by the difficulties (n,).
+    def begin(self, epoch: int, difficulty: Tensor | None) -> dict[str, list[float]] | None:
+        """Draws the epoch by the difficulties (n,), which without a curriculum need not be known.
 
         Returns:
             Histograms of the difficulties, see `difficulty_counts`.
@@ -60,55 +56,60 @@ class TrainingData:
             self.sampler.set_epoch(epoch, difficulty)
         else:
             self.sampler.set_epoch(epoch)
-        drawn = self.accelerator.gather(self.sampler.indices.to(self.accelerator.device)).cpu()
-        return difficulty_counts(difficulty, drawn)
+        return None if difficulty is None else difficulty_counts(difficulty, self.sampler.indices)
 
     def needs_pass(self, epoch: int) -> bool:
-        """Whether the difficulties of an epoch come from a pass over its samples; else from the last training steps."""
-        return {"every": True, "alternate": epoch % 2 == 0, "first": epoch == 0}[self.settings.difficulty_pass]
+        """Whether an epoch begins with a pass over its samples; the one after the last stands for the end of training.
+
+        Else a curriculum takes the difficulties from the last training steps, of which each of several processes would
+        know its own only.
+        """
+        if epoch == 0 or self.settings.curriculum != "on":
+            return epoch == 0
+        if self.settings.difficulty_pass == "every" or self.accelerator.num_processes > 1:
+            return True
+        return self.settings.difficulty_pass == "alternate" and epoch % 2 == 0 and epoch < self.settings.epochs
 
     def observe(self, members: list[int], features: Tensor, labels: Tensor, memory: PrototypeMemory) -> None:
         """Notes the difficulties of a training step's samples, if some epoch is to do without a pass."""
         if isinstance(self.sampler, DifficultyCurriculumSampler) and self.settings.difficulty_pass != "every":
             self.sampler.observe(torch.tensor(members), features.detach(), labels, *memory.centroids())
 
-    def observed(self) -> Tensor:
-        """Difficulties (n,) of the samples from the last training steps; a past query has its turn's own."""
-        own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.prompts.own_queries())}
+    def observed(self) -> Tensor | None:
+        """Difficulties (n,) of a curriculum's samples from the last training steps; a past query has its turn's own."""
+        if not isinstance(self.sampler, DifficultyCurriculumSampler):
+            return None
+        own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.layout.own_queries())}
         places = [own[sample.dialogue, sample.turn] for sample in self.samples]
-        assert isinstance(self.sampler, DifficultyCurriculumSampler)  # else the settings have a pass every epoch
         return self.sampler.difficulty[places]
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """This process's share of the epoch, as places in `samples`."""
-        lengths = [len(sample.input_ids) for sample in self.samples]
-        seed = (self.settings.seed * 1_000_003 + epoch) * 4099 + self.accelerator.process_index
-        return length_buckets(self.sampler.indices.tolist(), lengths, self.settings.batch_size, seed)
+        """This process's share of the epoch's batches, as places in `samples`; each process has as many."""
+        seed = (self.settings.seed * 1_000_003 + epoch) * 4099
+        batches = length_buckets(self.samples, self.sampler.indices.tolist(), self.settings.batch_size, seed)
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        share = len(batches) // processes
+        return batches[process : share * processes : processes] or [batches[process % len(batches)]]
 
     def loader(self, batches: Sequence[list[int]]) -> Any:
         """Accelerate's loader moves batches to the device and knows the last one; each process has its own already."""
         loader: DataLoader[Sample] = DataLoader(
             self.samples,  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=partial(collate, padding=self.prompts.padding),
+            collate_fn=partial(collate, padding=self.layout.padding),
             generator=torch.Generator(),  # else a new loader advances the generator that dropout uses
         )
         device = self.accelerator.device
         return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def _sampler(
-    settings: Settings, size: int, accelerator: Accelerator
-) -> DifficultyCurriculumSampler | RandomShareSampler:
-    processes, process = accelerator.num_processes, accelerator.process_index
+def _sampler(settings: Settings, size: int) -> DifficultyCurriculumSampler | RandomShareSampler:
+    """Draws for all processes, which then share the batches."""
     if settings.curriculum == "on":
         return DifficultyCurriculumSampler(
             torch.zeros(size),  # not known yet
             num_epochs=settings.epochs,
             draw=settings.draw,
             seed=settings.seed,
-            num_replicas=processes,
-            rank=process,
         )
-    share = {"all": 1.0, "half": 0.5}[settings.curriculum]
-    return RandomShareSampler(size, share=share, seed=settings.seed, num_replicas=processes, rank=process)
+    return RandomShareSampler(size, share={"all": 1.0, "half": 0.5}[settings.curriculum], seed=settings.seed)
