@@ -36,7 +36,7 @@ from erc.data import load_corpus
 from erc.dialogues import Corpus
 from erc.encoder import EmotionModel, load_tokenizer_and_backbone
 from erc.evaluation import score
-from erc.inputs import Batch, Sample, collate
+from erc.inputs import AFTER_ALL, Batch, Sample, collate
 from erc.layouts import lay_out
 from erc.objectives import rate_factor
 from erc.settings import Settings
@@ -116,7 +116,7 @@ class PlainLoop:
         pad, width = self.tokenizer.pad_token_id, self.settings.max_length
         ids = torch.tensor([[*s.input.ids, *[pad] * (width - len(s.input.ids))] for s in samples])
         places = torch.tensor([s.start for s in samples]) + width * torch.arange(len(samples))
-        return replace(collate(samples, pad), input_ids=ids, visible=ids != pad, tokens=places)
+        return replace(collate(samples, pad), input_ids=ids, turns=torch.where(ids == pad, AFTER_ALL, 0), tokens=places)
 
     @torch.no_grad()
     def _encode(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:

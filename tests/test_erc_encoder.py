@@ -1,4 +1,4 @@
-"""The encoder is the one that was promised, and the representation is the hidden state at the mask."""
+"""The encoder is the one that was promised, and a prompt's representation is the hidden state at the mask."""
 
 import dataclasses
 import json

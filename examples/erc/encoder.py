@@ -93,7 +93,7 @@ class EmotionModel(nn.Module):
         return self.head.in_features
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Representations (N, D), the hidden states at the masks, and the head's scores (N, C), both float32."""
+        """Representations (N, D), means of hidden states, and the head's scores (N, C), both float32."""
         hidden = self.backbone(input_ids=batch.input_ids, attention_mask=self._mask(batch.visible)).last_hidden_state
         features = nn.functional.embedding_bag(batch.tokens, hidden.flatten(0, 1).float(), batch.offsets, mode="mean")
         return features, self.head(features if self.head_trains_encoder else features.detach()).float()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .dialogues import InputError
 
+AFTER_ALL = torch.iinfo(torch.long).max
 NO_LIMIT = 1_000_000  # tokenizers without a limit state a huge number
 
 
@@ -49,14 +50,22 @@ class Batch:
     """N samples in R inputs, which are padded to L tokens."""
 
     input_ids: Tensor  # (R, L)
-    visible: Tensor  # bool, (R, L), or (R, L, L): what each token sees
+    turns: Tensor  # (R, L) each token's turn; padding's is `AFTER_ALL`
     tokens: Tensor  # of all samples, one after the other: their tokens' places in the R * L
     offsets: Tensor  # (N,) where each sample's begin
     labels: Tensor  # (N,)
+    by_turn: bool  # whether a token sees its own turn and those before it, else all
+
+    @property
+    def visible(self) -> Tensor:
+        """What is seen: by all tokens of an input (R, L), or by each of them (R, L, L). Padding never is."""
+        if self.by_turn:
+            return self.turns[:, None, :] <= self.turns[:, :, None]
+        return self.turns < AFTER_ALL
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        parts = (self.input_ids, self.visible, self.tokens, self.offsets, self.labels)
-        return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts))
+        parts = (self.input_ids, self.turns, self.tokens, self.offsets, self.labels)
+        return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts), by_turn=self.by_turn)
 
 
 def share_inputs(samples: Sequence[Sample], indices: Sequence[int]) -> list[list[int]]:
@@ -75,26 +84,19 @@ def collate(samples: Sequence[Sample], padding: int) -> Batch:
     # Tokens after the last that is asked for are seen by none before them.
     lengths = [max(samples[index].length for index in group) for group in groups]
     input_ids = torch.full((len(inputs), max(lengths)), padding)
-    for ids, one, length in zip(input_ids, inputs, lengths, strict=True):
-        ids[:length] = torch.tensor(one.ids[:length])
+    turns = torch.full_like(input_ids, AFTER_ALL)
+    for r, (one, length) in enumerate(zip(inputs, lengths, strict=True)):
+        input_ids[r, :length] = torch.tensor(one.ids[:length])
+        turns[r, :length] = torch.tensor(one.turns[:length]) if one.turns else 0
     spans = [torch.arange(sample.start, sample.end) + row[i] * input_ids.shape[1] for i, sample in enumerate(samples)]
     return Batch(
         input_ids,
-        _visible(inputs, lengths),
+        turns,
         torch.cat(spans),
         torch.tensor([0, *map(len, spans[:-1])]).cumsum(0),
         torch.tensor([sample.label for sample in samples]),
+        by_turn=inputs[0].turns is not None,
     )
-
-
-def _visible(inputs: Sequence[Input], lengths: Sequence[int]) -> Tensor:
-    present = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    if inputs[0].turns is None:
-        return present
-    turns = torch.full(present.shape, torch.iinfo(torch.long).max)  # padding comes after all turns
-    for own, one, length in zip(turns, inputs, lengths, strict=True):
-        own[:length] = torch.tensor((one.turns or ())[:length])
-    return turns[:, None, :] <= turns[:, :, None]
 
 
 def length_limit(tokenizer: Any, max_length: int) -> int:
