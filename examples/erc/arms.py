@@ -92,8 +92,9 @@ def _usual(settings: Iterable[Settings]) -> dict[str, Any]:
 
 def _differences(settings: Settings, usual: dict[str, Any]) -> str:
     named = ("objective", "curriculum", "dataset")
-    return "".join(
-        f", {name.replace('_', ' ')} {value}"
+    unusual = [
+        (name.replace("_", " "), value)
         for name, value in without_seed(settings)
         if name not in named and value != usual[name]
-    )
+    ]
+    return "".join(f", {name}" if value is True else f", {name} {str(value).lower()}" for name, value in unusual)

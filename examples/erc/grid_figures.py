@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def ranking(arms: Sequence[Arm], quotes: Sequence[Quote]) -> Figure:
     for number, quote in enumerate(quotes[:2]):  # the paper and its re-run
         style: dict[str, Any] = {"color": STRONG[1], "linestyle": ("-", "--")[number], "linewidth": 1.2, "zorder": 1}
         axes.axvline(quote.weighted_f1, label=f"{quote.method} ({quote.encoder}): {quote.weighted_f1:.2f}", **style)
-    axes.set_yticks(range(len(arms)), [f"{arm.label}  (n={len(arm.runs)})" for arm in arms])
+    axes.set_yticks(range(len(arms)), [_lines(f"{arm.label} (n={len(arm.runs)})") for arm in arms], fontsize=8)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel("test weighted-F1, percent (diamond: mean, bar: ± 1 sd)")
     axes.grid(axis="x", color="0.9")
@@ -43,21 +44,21 @@ def ranking(arms: Sequence[Arm], quotes: Sequence[Quote]) -> Figure:
 
 
 def curves(arms: Sequence[Arm]) -> Figure:
-    """Dev weighted-F1 by the number of updates, mean over the seeds."""
+    """Dev weighted-F1 by the number of updates, mean over the seeds; of the first arms if there are many."""
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for number, arm in enumerate(sorted(arms, key=lambda arm: arm.label)[: len(STRONG)]):
+    for number, arm in enumerate(arms[: len(STRONG)]):
         lines = [[line["dev"][arm.head]["weighted_f1"] * 100 for line in run.history] for run in arm.runs]
         length = min(map(len, lines))  # a run that stopped early ends the mean
         updates = [line["updates"] for line in arm.runs[0].history[:length]]
         values = np.array([line[:length] for line in lines])
         style: dict[str, Any] = {"color": STRONG[number], "marker": MARKERS[number], "markersize": 4}
-        axes.plot(updates, values.mean(0), label=arm.label, **style)
+        axes.plot(updates, values.mean(0), label=_lines(arm.label), **style)
         if len(values) > 1:
             axes.fill_between(updates, values.min(0), values.max(0), color=STRONG[number], alpha=0.12, linewidth=0)
     axes.set(xlabel="updates", ylabel="dev weighted-F1, percent (band: all seeds)")
     axes.grid(axis="y", color="0.9")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
     return figure
 
@@ -74,7 +75,7 @@ def class_scores(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
         color = "black" if values[row, column] > 0.5 else "white"
         axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8.5, color=color)
     axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(arms)), [arm.label for arm in arms])
+    axes.set_yticks(range(len(arms)), [_lines(arm.label) for arm in arms], fontsize=8)
     figure.colorbar(image, ax=axes, label="test F1")
     return figure
 
@@ -96,7 +97,7 @@ def cosines(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
     for axes, arm in zip(panels, arms, strict=True):
         values = prototype_cosines(arm.best)
         image = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
-        for row, column in np.ndindex(*values.shape):
+        for row, column in np.argwhere(~np.isnan(values)):  # a class without a prototype has no cosine
             color = "white" if abs(values[row, column]) > 0.6 else "black"
             axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=7, color=color)
         axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
@@ -145,6 +146,11 @@ def sweep(arms: Sequence[Arm], setting: str, across: str) -> Figure:
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _plain(axes)
     return figure
+
+
+def _lines(label: str) -> str:
+    """A label that leaves room for what it labels."""
+    return textwrap.fill(label, 42)
 
 
 def _plain(axes: Axes) -> None:

@@ -125,7 +125,10 @@ def _section(key: tuple[str, str], arms: list[Arm], maps: Maps) -> Iterator[str]
         rows = [(quote.method, quote.encoder, f"{quote.weighted_f1:.2f}", quote.source) for quote in quotes]
         yield _table(("method", "encoder", "test weighted-F1", "source"), rows, text={0, 1, 3})
     yield _figure("Test scores", figures.ranking(arms, quotes), "Each dot is a seed.")
-    yield _figure("Curves", figures.curves(arms), "After each epoch. A curriculum's epoch holds half of the data.")
+    caption = "Dev, after each epoch. A curriculum's epoch holds half of the data."
+    if len(arms) > len(figures.STRONG):
+        caption += f" The {len(figures.STRONG)} arms that are best on dev."
+    yield _figure("Curves", figures.curves(arms), caption)
     yield _figure("F1 by class", figures.class_scores(arms, classes), "Test, mean over seeds.")
     shown = representatives(arms)
     yield _figure("Confusion", figures.confusions(shown, classes), "Test, seeds added up.")
