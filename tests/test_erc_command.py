@@ -178,7 +178,7 @@ def test_two_processes_train_one_model(tmp_path):
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT / 'examples')!r}]\n"
         "import erc_tiny\n"
         "from erc.training import train\n"
-        f"settings = erc_tiny.settings({encoder!r}, epochs=2)\n"
+        f"settings = erc_tiny.settings({encoder!r}, epochs=2, inputs='dialogues', past_queries=0.0)\n"
         f"train(settings, erc_tiny.corpus(), {str(tmp_path / 'run')!r})\n",
         encoding="utf-8",
     )
@@ -190,5 +190,5 @@ def test_two_processes_train_one_model(tmp_path):
     assert result["processes"] == 2
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     drawn = sum(lines[0]["difficulty"]["drawn"])
-    assert drawn == 27  # of 55, in seven batches, of which each of the two trains on three
-    assert lines[0]["updates"] == 3
+    assert drawn == 24  # of 48, in at most six batches, of which each of the two trains on as many
+    assert lines[0]["updates"] in (2, 3)

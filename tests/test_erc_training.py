@@ -282,6 +282,8 @@ SWITCHES = [
     {"difficulty_pass": "first"},
     {"difficulty_pass": "alternate"},
     {"objective": "bcl", "prototypes": "label_text"},
+    {"inputs": "dialogues", "past_queries": 0.0, "difficulty_pass": "alternate"},
+    {"inputs": "dialogues", "past_queries": 0.0, "curriculum": "all", "objective": "ce"},
 ]
 
 
