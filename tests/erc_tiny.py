@@ -11,6 +11,15 @@ from erc.settings import Settings
 
 LABELS = ("calm", "glad", "angry")
 WORDS = ("i see", "how nice", "go away")
+TALK = Dialogue(
+    "7",
+    (
+        Turn("0", "Ann", "one two three", 0),
+        Turn("1", "Ben", "four five", None),
+        Turn("2", "Ann", "six", 2),
+        Turn("3", "Cat", "seven eight", 1),
+    ),
+)
 
 
 def corpus(train: int = 12) -> Corpus:
@@ -28,26 +37,33 @@ def _dialogue(number: int) -> Dialogue:
     return Dialogue(str(number), tuple(turns))
 
 
+def tokenizer() -> Any:
+    """MiniLM's."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(packaged_minilm(), local_files_only=True)
+
+
 def encoder(folder: Path, architecture: str = "bert") -> str:
     """A random two-layer transformer with MiniLM's tokenizer, saved as any model is."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel
+    from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
 
-    tokenizer = AutoTokenizer.from_pretrained(packaged_minilm(), local_files_only=True)
+    words = tokenizer()
     sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "vocab_size": len(tokenizer),
+        "vocab_size": len(words),
         "max_position_embeddings": 130,
         "initializer_range": 0.2,  # larger than usual: representations then differ by words before any training
     }
     torch.manual_seed(0)
     model = BertModel(BertConfig(**sizes)) if architecture == "bert" else MPNetModel(MPNetConfig(**sizes))
     model.save_pretrained(folder)
-    tokenizer.model_max_length = 128
-    tokenizer.save_pretrained(folder)
+    words.model_max_length = 128
+    words.save_pretrained(folder)
     return str(folder)
 
 

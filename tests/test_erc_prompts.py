@@ -4,26 +4,9 @@ import pytest
 import torch
 
 from erc.dialogues import Dialogue, InputError, Turn, label_dialogues
-from erc.encoder import packaged_minilm
 from erc.inputs import collate
 from erc.prompts import Prompts
-
-TALK = Dialogue(
-    "7",
-    (
-        Turn("0", "Ann", "one two three", 0),
-        Turn("1", "Ben", "four five", None),
-        Turn("2", "Ann", "six", 2),
-        Turn("3", "Cat", "seven eight", 1),
-    ),
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(packaged_minilm(), local_files_only=True)
+from erc_tiny import TALK
 
 
 def prompts(tokenizer, dialogues=(TALK,), **changes):

@@ -5,26 +5,10 @@ import torch
 
 import erc_tiny
 from erc.dialogues import Dialogue, InputError, Turn
-from erc.encoder import EmotionModel, load_tokenizer_and_backbone, packaged_minilm
+from erc.encoder import EmotionModel, load_tokenizer_and_backbone
 from erc.inputs import collate
 from erc.windows import Windows
-
-TALK = Dialogue(
-    "7",
-    (
-        Turn("0", "Ann", "one two three", 0),
-        Turn("1", "Ben", "four five", None),
-        Turn("2", "Ann", "six", 2),
-        Turn("3", "Cat", "seven eight", 1),
-    ),
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(packaged_minilm(), local_files_only=True)
+from erc_tiny import TALK
 
 
 def windows(tokenizer, dialogue=TALK, **changes):
