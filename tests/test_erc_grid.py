@@ -198,6 +198,13 @@ def test_the_report_can_be_made_from_folders_of_any_name(finished, tmp_path):
     assert read(tmp_path / "results.json")["made"]["planned"] is None
 
 
+def test_runs_of_other_calls_count_as_planned_too(finished, tmp_path):
+    names = ["practice-corpus_cur_0", "practice-corpus_half_0"]  # one of them is there, with nine others
+    grid_command.report([finished / "runs"], tmp_path, names, None)
+    made = read(tmp_path / "results.json")["made"]
+    assert (made["runs"], made["planned"]) == (10, 11)
+
+
 def test_without_runs_the_error_names_the_folder(tmp_path, capsys):
     assert grid_command.main(None, ["--report", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     assert f"error: no finished run in {tmp_path}" in capsys.readouterr().err

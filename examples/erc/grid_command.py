@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
     runs = arguments.output / "runs"
     for number, (job, result) in enumerate(run(grid, runs, corpora, arguments.workers), start=1):
         print(f"[{number}/{len(grid)}] {_line(job, result)}", flush=True)
-    report([runs], arguments.output, len(grid), arguments.data_root)
+    report([runs], arguments.output, [job.name for job in grid], arguments.data_root)
 
 
 def _preset(name: str) -> str:
@@ -84,8 +84,8 @@ def _line(job: Job, result: dict[str, dict[str, dict[str, float]]]) -> str:
     return f"{job.name}: dev {dev:.4f}, test {test:.4f}"
 
 
-def report(roots: Sequence[Path], output: Path, planned: int | None, data_root: Path | None) -> None:
-    """Writes the report on the finished runs in `roots`; without a dataset its maps are left out."""
+def report(roots: Sequence[Path], output: Path, planned: Sequence[str] | None, data_root: Path | None) -> None:
+    """Writes the report on the finished runs in `roots`, `planned` ones among them; without a dataset no maps of it."""
     from . import grid_report
     from .collect import by_dataset, collect
     from .grid_maps import map_of
@@ -103,5 +103,7 @@ def report(roots: Sequence[Path], output: Path, planned: int | None, data_root: 
             continue
         for arm in grid_report.representatives(arms):
             maps[arm.best.path] = map_of(arm.best, corpus, output / "maps")
-    grid_report.write(finished, maps, output, planned)
+    # other calls may have put further runs there
+    names = None if planned is None else {*planned, *(run.path.name for run in finished)}
+    grid_report.write(finished, maps, output, None if names is None else len(names))
     print(f"report in {output / 'report.html'}, numbers in {output / 'results.json'}")
