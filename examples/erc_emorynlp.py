@@ -1,7 +1,7 @@
 """Trains emotion recognition in conversation on EmoryNLP with SPCL, and scores it on all 1328 test utterances.
 
 examples:
-  python examples/erc_emorynlp.py                     all of EmoryNLP, about ten minutes on two cores
+  python examples/erc_emorynlp.py                     all of EmoryNLP, about twelve minutes on one core
   python examples/erc_emorynlp.py --preset smoke      in under a minute, to see that it runs
   accelerate launch examples/erc_emorynlp.py          on all GPUs of the machine
 """

@@ -1,7 +1,7 @@
 """Trains emotion recognition in conversation on MELD with SPCL, and scores it.
 
 examples:
-  python examples/erc_meld.py                     all of MELD, about ten minutes on two cores
+  python examples/erc_meld.py                     all of MELD, about nine minutes on one core
   python examples/erc_meld.py --practice          without any data
   python examples/erc_meld.py --preset smoke      in under a minute, to see that it runs
   accelerate launch examples/erc_meld.py          on all GPUs of the machine

@@ -101,8 +101,7 @@ def test_what_is_not_the_papers_is_off_in_its_preset(dataset):
     paper = Settings(**preset("paper", dataset))
     assert {name: getattr(paper, name) for name in SWITCHES} == {
         "inputs": "prompts", "joint": False, "contrast": "own", "prototypes": "own", "prototype_anchors": False,
-        "difficulty_pass": "every",
-        "future_turns": 0, "layer_decay": 1.0, "average": 0.0,
+        "difficulty_pass": "every", "future_turns": 0, "layer_decay": 1.0, "average": 0.0,
     }  # fmt: skip
 
 

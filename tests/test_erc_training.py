@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from safetensors import safe_open
 import erc_tiny
 from erc import checkpoint, report, training
 from erc.dialogues import InputError
+from erc.layouts import lay_out
 from erc.report import result_table
 from erc.run_folder import FIGURES, RunFolder
 from erc.settings import Settings
+from erc.training_data import TrainingData
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -425,3 +428,20 @@ def test_a_run_killed_three_times_ends_as_if_nothing_had_been(encoder, finished,
     training.train(erc_tiny.settings(encoder, checkpoint_steps=2), erc_tiny.corpus(), folder, resume=True)
     assert files(folder) == FINISHED
     assert_same(outcome(whole), outcome(folder))
+
+
+def test_processes_share_the_batches_of_an_epoch_and_have_as_many(encoder, tokenizer):
+    settings = erc_tiny.settings(encoder, inputs="dialogues", past_queries=0.0, curriculum="all")
+    layout = lay_out(settings, erc_tiny.corpus().train, tokenizer)
+
+    def batches(processes, process):
+        accelerator = SimpleNamespace(num_processes=processes, process_index=process)
+        return TrainingData(settings, layout, accelerator).batches(epoch=1)
+
+    whole = batches(1, 0)
+    assert len(whole) == 12  # a dialogue of four turns each
+    shares = [batches(5, process) for process in range(5)]
+    assert [len(share) for share in shares] == [2] * 5  # two batches are left out
+    shared = [batch for share in shares for batch in share]
+    assert sorted(shared) == sorted(whole[:10])
+    assert [len(batches(20, process)) for process in range(20)] == [1] * 20  # some more than once

@@ -32,6 +32,10 @@ class TrainingData:
 
     def __init__(self, settings: Settings, layout: Prompts | Windows, accelerator: Accelerator) -> None:
         self.settings, self.layout, self.accelerator = settings, layout, accelerator
+        # Each of several processes would know the difficulties of its own steps only.
+        self.observes = (
+            settings.curriculum == "on" and settings.difficulty_pass != "every" and accelerator.num_processes == 1
+        )
         self.samples: list[Sample] = []
         self.prepare(0)
         self.sampler = _sampler(settings, len(self.samples))
@@ -61,18 +65,17 @@ class TrainingData:
     def needs_pass(self, epoch: int) -> bool:
         """Whether an epoch begins with a pass over its samples; the one after the last stands for the end of training.
 
-        Else a curriculum takes the difficulties from the last training steps, of which each of several processes would
-        know its own only.
+        Else a curriculum takes the difficulties from the last training steps.
         """
         if epoch == 0 or self.settings.curriculum != "on":
             return epoch == 0
-        if self.settings.difficulty_pass == "every" or self.accelerator.num_processes > 1:
+        if not self.observes:
             return True
         return self.settings.difficulty_pass == "alternate" and epoch % 2 == 0 and epoch < self.settings.epochs
 
     def observe(self, members: list[int], features: Tensor, labels: Tensor, memory: PrototypeMemory) -> None:
         """Notes the difficulties of a training step's samples, if some epoch is to do without a pass."""
-        if isinstance(self.sampler, DifficultyCurriculumSampler) and self.settings.difficulty_pass != "every":
+        if self.observes and isinstance(self.sampler, DifficultyCurriculumSampler):
             self.sampler.observe(torch.tensor(members), features.detach(), labels, *memory.centroids())
 
     def observed(self) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .dialogues import Dialogue, Turn
+from .dialogues import Dialogue
 from .inputs import Input, Sample, length_limit, special
 
 
@@ -56,7 +56,7 @@ class Windows:
                 turns += [turn] * len(said[turn])
             window = Input(tuple(ids), tuple(turns))
             for turn in range(first, stop):
-                own: Turn = dialogue.turns[turn]
+                own = dialogue.turns[turn]
                 if own.label is not None:
                     yield Sample(window, *spans[turn - begin], own.label, dialogue.id, own.id)
             first = stop
