@@ -142,12 +142,14 @@ PRESETS: dict[str, dict[str, Any]] = {
               "support_size": 4},
 }  # fmt: skip
 
-# IEMOCAP's dialogues are seven times as long as MELD's, on two speakers, and half as many of its turns are labelled.
+# IEMOCAP's dialogues are seven times as long as MELD's, on two speakers, and half as many of its turns are labelled. In
+# short windows a batch holds several dialogues; turns of one alone are too much alike to be contrasted.
+SHORT_WINDOWS = {"max_length": 80, "context_turns": 4}
 DATASET_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("cpu", "IEMOCAP"): {"epochs": 6, "warmup": 50},
-    ("mpnet", "IEMOCAP"): {"epochs": 6, "warmup": 50},
+    ("cpu", "IEMOCAP"): SHORT_WINDOWS | {"epochs": 6, "warmup": 50},
+    ("mpnet", "IEMOCAP"): SHORT_WINDOWS | {"epochs": 6, "warmup": 50},
     ("smoke", "IEMOCAP"): {"limit": 4},
-    ("gpu", "IEMOCAP"): {"max_length": 512, "context_turns": 16, "epochs": 12},
+    ("gpu", "IEMOCAP"): SHORT_WINDOWS | {"epochs": 12},
 }
 
 
