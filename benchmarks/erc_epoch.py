@@ -8,7 +8,7 @@ attention is PyTorch's fused one, models are not pickled and the test set is nev
 
 Encoder, utterances, batch size, epochs, optimiser and schedule are the same for all, and so is what is timed: from the
 raw corpus to the dev score after the last epoch. The example runs twice: with the same prompts as the loop (8 turns of
-context, 256 tokens), and as it does by default, with one input for all turns of a dialogue.
+context, 256 tokens), and as it does by default, with one input for several turns of a dialogue.
 
 python benchmarks/erc_epoch.py --output docs/performance
 """
@@ -178,7 +178,7 @@ def main() -> None:
     contestants = {
         "as the authors": (run_plain, plain),
         "ours, the same prompts": (run_ours, same_prompts),
-        "ours, whole dialogues": (run_ours, ours),
+        "ours, by default": (run_ours, ours),
     }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     scores: dict[str, list[float]] = {}

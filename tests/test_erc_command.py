@@ -104,7 +104,7 @@ def test_a_dataset_may_change_a_preset(nowhere, trained):
     options = ["--data-dir", str(nowhere), "--output", str(nowhere / "run"), "--preset", "cpu", "--warmup", "7"]
     command.main("IEMOCAP", None, options)
     settings, name, *_ = trained[0]
-    assert (name, settings.dataset, settings.context_turns, settings.warmup) == ("IEMOCAP", "IEMOCAP", 4, 7)
+    assert (name, settings.dataset, settings.epochs, settings.warmup) == ("IEMOCAP", "IEMOCAP", 6, 7)
 
 
 def test_resuming_takes_settings_and_corpus_from_the_folder(nowhere, trained):

@@ -34,7 +34,7 @@ def test_arms_without_a_curriculum_see_as_much_data_as_those_with_one():
 
 def test_the_arm_has_the_last_word_and_the_command_line_the_second():
     settings = arm_settings("spcl_b4", "gpu", "MELD", 0, {"batch_size": 8, "max_length": 64})
-    assert (settings.batch_size, settings.max_length, settings.context_turns) == (4, 64, 8)
+    assert (settings.batch_size, settings.max_length, settings.context_turns) == (4, 64, 4)
 
 
 def test_equal_arms_are_run_once_and_seeds_come_first():

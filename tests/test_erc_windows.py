@@ -1,4 +1,4 @@
-"""Whole dialogues as inputs: every turn sees what was said before it, and nothing of what comes after."""
+"""Dialogues as inputs: every turn sees what was said before it, and nothing of what comes after."""
 
 import pytest
 import torch

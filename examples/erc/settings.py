@@ -49,16 +49,18 @@ class Settings:
     )
     inputs: str = _setting(
         "dialogues",
-        "dialogues: one for all turns of a dialogue, each the mean of its tokens, which see no later turn; prompts: "
+        "dialogues: one for several turns of a dialogue, each the mean of its tokens, seeing no later one; prompts: "
         "one for each turn, asked for with a mask, as in the paper",
         ("dialogues", "prompts"),
     )
     context_turns: int = _setting(
-        8,
+        4,
         "previous turns before the query; of dialogues longer than an input, those that a further input begins with",
         minimum=0,
     )
-    max_length: int = _setting(384, "tokens of an input; the oldest context goes first", minimum=8)
+    # Turns that share an input share a batch, and those of one dialogue alone are too much alike to be contrasted. So
+    # inputs are short: a batch of 16 turns then holds about six dialogues, with whole ones of MELD two.
+    max_length: int = _setting(80, "tokens of an input; the oldest context goes first", minimum=8)
     past_queries: float = _setting(
         0.0, "prompts: share of turns that also ask for an earlier turn's emotion", minimum=0
     )
@@ -134,22 +136,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {"epochs": 8, "batch_size": 32, "encoding_batch_size": 1024, "attention": "sdpa", "attention_dropout": None},
     "mpnet": {"encoder": "microsoft/mpnet-base", "encoder_rate": 5e-5},
     "paper": {"encoder": SIMCSE, "easy_threshold": 0.3, "draw": "bernoulli", "difficulty_pass": "every",
-              "inputs": "prompts", "past_queries": 0.2, "repeat_turn": True, "max_length": 256,
-              "epochs": 16, "patience": 3, "batch_size": 32, "encoding_batch_size": 128,
+              "inputs": "prompts", "past_queries": 0.2, "repeat_turn": True, "context_turns": 8,
+              "max_length": 256, "epochs": 16, "patience": 3, "batch_size": 32, "encoding_batch_size": 128,
               "encoder_rate": 1e-5, "head_rate": 1e-3, "schedule": "restarts", "warmup": 128, "attention": "sdpa",
               "freeze_embeddings": False, "attention_dropout": None, "checkpoint_steps": 1000},
     "smoke": {"limit": 32, "context_turns": 2, "max_length": 64, "epochs": 2, "warmup": 2, "queue_size": 16,
               "support_size": 4},
 }  # fmt: skip
 
-# IEMOCAP's dialogues are seven times as long as MELD's, on two speakers, and half as many of its turns are labelled. In
-# short windows a batch holds several dialogues; turns of one alone are too much alike to be contrasted.
-SHORT_WINDOWS = {"max_length": 80, "context_turns": 4}
+# IEMOCAP has half as many labelled turns as the others, so more epochs.
 DATASET_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("cpu", "IEMOCAP"): SHORT_WINDOWS | {"epochs": 6, "warmup": 50},
-    ("mpnet", "IEMOCAP"): SHORT_WINDOWS | {"epochs": 6, "warmup": 50},
+    ("cpu", "IEMOCAP"): {"epochs": 6, "warmup": 50},
+    ("mpnet", "IEMOCAP"): {"epochs": 6, "warmup": 50},
     ("smoke", "IEMOCAP"): {"limit": 4},
-    ("gpu", "IEMOCAP"): SHORT_WINDOWS | {"epochs": 12},
+    ("gpu", "IEMOCAP"): {"epochs": 12},
 }
 
 

@@ -1,7 +1,7 @@
-"""Dialogues as the encoder's input: whole ones, in which every turn is represented by its own tokens.
+"""Dialogues as the encoder's input: stretches of them, in which every turn is represented by its own tokens.
 
-A turn sees itself and what was said before, so one encoding of the dialogue serves all its turns: as causal as a prompt
-for each, at a fraction of the tokens, and with a longer past.
+A turn sees itself and what was said before, so one encoding of a stretch serves all its turns: as causal as a prompt
+for each, at a fraction of the tokens.
 """
 
 from __future__ import annotations
