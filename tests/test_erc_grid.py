@@ -66,6 +66,12 @@ def test_an_arm_is_named_by_what_is_unusual_about_it():
     ]
 
 
+def test_of_two_equally_common_values_the_default_goes_unnamed():
+    short, long = Settings(), Settings(max_length=384)
+    assert labels([short, long]) == ["SPCL, curriculum", "SPCL, curriculum, max length 384"]
+    assert labels([long, short]) == ["SPCL, curriculum, max length 384", "SPCL, curriculum"]
+
+
 def test_the_deviation_is_that_of_a_sample():
     assert spread([1.0, 3.0]) == {"mean": 2.0, "sd": math.sqrt(2)}
     assert spread([1.0]) == {"mean": 1.0, "sd": None}
