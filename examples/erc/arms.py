@@ -40,6 +40,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "names": {"prototypes": "label_text"},
     "every": {"difficulty_pass": "every"},
     "first": {"difficulty_pass": "first"},
+    "long": {"context_turns": 8, "max_length": 384},
     "prompts": PROMPTS,
     "future": PROMPTS | {"future_turns": 2},
 }  # each on top of "cur"
