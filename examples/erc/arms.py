@@ -84,15 +84,11 @@ def labels(settings: Sequence[Settings]) -> list[str]:
 
 def _usual(settings: Iterable[Settings]) -> dict[str, Any]:
     """The most common value of each setting, the default where several are equally common."""
-    counts: dict[str, Counter[Any]] = {}
+    counts: dict[str, Counter[Any]] = {name: Counter({value: 0}) for name, value in without_seed(Settings())}
     for one in settings:
         for name, value in without_seed(one):
-            counts.setdefault(name, Counter())[value] += 1
-    return {name: _most_common(values, getattr(Settings(), name)) for name, values in counts.items()}
-
-
-def _most_common(values: Counter[Any], default: Any) -> Any:
-    return max(values, key=lambda value: (values[value], value == default))
+            counts[name][value] += 1
+    return {name: values.most_common(1)[0][0] for name, values in counts.items()}  # the first of equal counts
 
 
 def _differences(settings: Settings, usual: dict[str, Any]) -> str:
