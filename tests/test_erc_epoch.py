@@ -51,6 +51,14 @@ def test_it_pads_to_the_limit_and_scores_each_epoch(bench, tmp_path):
     assert all(0 <= score <= 1 for score in scores)
 
 
+def test_a_round_that_is_not_over_has_its_results(bench):
+    times = {"as the authors": [10.0, 20.0], "ours": [2.0]}
+    rows = bench.results(times, {"as the authors": [0.1, 0.2], "ours": [0.3]})
+    assert [row["seconds an epoch"] for row in rows] == [15.0, 2.0]
+    assert [row["ratio"] for row in rows] == [1.0, 0.2]  # the second round's yardstick has no counterpart yet
+    assert rows[0]["dev weighted-F1 by epoch"] == "0.1000 0.2000"
+
+
 def test_padding_changes_no_representation(bench, tmp_path):
     settings = erc_tiny.settings(erc_tiny.encoder(tmp_path))
     loop = bench.PlainLoop(settings, erc_tiny.corpus())
