@@ -180,12 +180,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--encoder", default=Settings().encoder)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32, help="smaller ones let a part of the data teach more")
     parser.add_argument("--limit", type=int, help="only the first so many dialogues of each split")
     parser.add_argument("--rounds", type=int, default=1, help="how often each is timed, in turn")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     corpus = load_corpus(options.dataset, options.data_dir).first(options.limit)
-    ours = Settings(dataset=corpus.name, encoder=options.encoder, epochs=options.epochs, batch_size=32)
+    common = {name: getattr(options, name) for name in ("encoder", "epochs", "batch_size")}
+    ours = Settings(dataset=corpus.name, **common)
     same_prompts = replace(ours, **AS_THE_AUTHORS)
     # of the plain loop: dropout everywhere, all parameters learned, fused attention
     theirs = {"attention_dropout": None, "freeze_embeddings": False, "attention": "sdpa", "precision": "fp32"}
@@ -195,7 +197,7 @@ def main() -> None:
         "ours, the same prompts": (run_ours, same_prompts),
         "ours, by default": (run_ours, ours),
     }
-    about = {"dataset": corpus.name, "encoder": options.encoder, "epochs": options.epochs, "limit": options.limit}
+    about = {"dataset": corpus.name, **common, "limit": options.limit}
     times: dict[str, list[float]] = {}
     scores: dict[str, list[float]] = {}
     for _ in range(options.rounds):
