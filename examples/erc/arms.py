@@ -30,7 +30,10 @@ MEMORIES = {
     f"spcl_q{queue}_s{support}": ARMS["all"] | {"queue_size": queue, "support_size": support}
     for queue, support in ((64, 64), (256, 4), (256, 16), (256, 64), (256, 256), (1024, 64), (1024, 256))
 }
-PROMPTS = {"inputs": "prompts", "context_turns": 3, "max_length": 96, "past_queries": 0.2}  # what two cores can bear
+PROMPTS = {
+    "inputs": "prompts", "context_turns": 3, "max_length": 96, "past_queries": 0.2,  # what two cores can bear
+    "freeze_embeddings": False,  # the mask's embedding has to learn
+}  # fmt: skip
 SWITCHES: dict[str, dict[str, Any]] = {
     "joint": {"joint": True},
     "layers": {"layer_decay": 0.9},
