@@ -40,13 +40,14 @@ from erc.evaluation import score
 from erc.inputs import AFTER_ALL, Batch, Sample, collate
 from erc.layouts import lay_out
 from erc.objectives import rate_factor
-from erc.settings import Settings
+from erc.settings import PRESETS, Settings
 from erc.training import train
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
 
 AS_THE_AUTHORS = {
-    "inputs": "prompts", "context_turns": 8, "repeat_turn": True, "max_length": 256, "freeze_embeddings": False,
-}  # fmt: skip
+    name: PRESETS["paper"][name]
+    for name in ("inputs", "context_turns", "repeat_turn", "max_length", "freeze_embeddings")
+}
 
 
 class PerSampleLoss:
