@@ -22,13 +22,6 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    import erc_tiny  # the examples' packages, which most tests do without
-
-    return erc_tiny.tokenizer()
-
-
 @pytest.fixture(scope="module", params=["dense", "strips", "strips in small tiles"])
 def impl(request):
     """A backend; tiles of 512 bytes make several of them out of the small batches of a test."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import oracle
 from spcl_loss import DifficultyCurriculumSampler, PrototypeMemory, prototype_difficulty
+from support import oracle
 
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "curriculum.npz").items()}
 DRAWN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-import oracle
 from spcl_loss import prototype_difficulty, prototype_difficulty_blocks
+from support import oracle
 
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "curriculum.npz").items()}
 DRAWN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import oracle
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+from support import oracle
 
 GOLDEN = Path(__file__).parent / "golden"
 SPCL = {"easy_threshold": 0.3}

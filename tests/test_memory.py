@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import oracle
 from spcl_loss import PrototypeMemory
+from support import oracle
 
 
 def filled(num_classes=3, queue_size=12, support_size=5, entries=None, **options):

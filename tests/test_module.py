@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import oracle
 from spcl_loss import PrototypeMemory, SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
+from support import oracle
 
 C, D = 4, 6
 

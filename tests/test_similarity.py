@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import oracle
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+from support import oracle
 
 SPCL = {"similarity": "shifted_cosine", "positives": "inside", "contrast": "all"}
 SPDCL = {"similarity": "shifted_cosine", "positives": "outside", "contrast": "negatives"}

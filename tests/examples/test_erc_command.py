@@ -8,16 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import erc_tiny
 import pytest
 
-import erc_tiny
 from erc import command, training
 from erc.iemocap import IEMOCAP
 from erc.meld import MELD
 from erc.run_folder import RunFolder
 from erc.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_two_processes_train_one_model(tmp_path):
     encoder = erc_tiny.encoder(tmp_path / "encoder")
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}, {str(ROOT / 'examples')!r}]\n"
+        f"import sys; sys.path[:0] = [{str(ROOT / 'tests/examples')!r}, {str(ROOT / 'examples')!r}]\n"
         "import erc_tiny\n"
         "from erc.training import train\n"
         f"settings = erc_tiny.settings({encoder!r}, epochs=2, inputs='dialogues', past_queries=0.0)\n"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")  # there is none but for Linux
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PEERS = {  # what their packages offer, as far as it is called
     "memeff": """
 import torch

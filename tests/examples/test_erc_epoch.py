@@ -5,13 +5,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import erc_tiny
 import pytest
 import torch
 
-import erc_tiny
 from spcl_loss import supervised_prototypical_contrastive_loss
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 import functools
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 import rank_questions
 import rank_training as training
 import ranks
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import strips
 

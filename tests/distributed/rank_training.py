@@ -1,4 +1,4 @@
-"""Training with every method, as one process does it and as ranks do: what tests/test_distributed.py compares."""
+"""Training with every method, in one process and on ranks: what test_distributed.py compares."""
 
 import itertools
 from contextlib import nullcontext

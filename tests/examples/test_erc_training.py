@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import erc_tiny
 import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
-import erc_tiny
 from erc import checkpoint, report, training
 from erc.dialogues import InputError
 from erc.layouts import lay_out
@@ -27,7 +27,7 @@ from erc.run_folder import FIGURES, RunFolder
 from erc.settings import Settings
 from erc.training_data import TrainingData
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +396,7 @@ def test_a_checkpoint_of_other_processes_is_refused(encoder, tmp_path, monkeypat
 
 
 SCRIPT = """
-import sys; sys.path[:0] = ["tests", "examples"]
+import sys; sys.path[:0] = ["tests/examples", "examples"]
 import erc_tiny
 from erc.training import train
 encoder, folder = sys.argv[1:]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from interpreted import PATHS, choose, forward_launch, interpret, operands, triton_kernels
+
 from spcl_loss._similarity import dense, launch
 
 # What the interpreter's NumPy says of values that are meant: the logarithm of an empty sum, -inf, and a NaN's maximum.
@@ -212,7 +212,7 @@ def test_what_is_kept_between_kernels_is_bounded(dtype, num_rows, num_anchors):
 
 def test_every_configuration_compiles_without_spills(tmp_path):
     """In a process of its own, where the kernels are defined for the compiler. Cached by Triton between runs."""
-    script = Path(__file__).parents[1] / "benchmarks" / "static.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "static.py"
     run = subprocess.run(
         [sys.executable, script, "--output", tmp_path],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What each rank does for tests/test_distributed.py: every question in turn, in one start of the processes."""
+"""What each rank does for test_distributed.py: every question in turn, in one start of the processes."""
 
 import contextlib
 import io
@@ -6,11 +6,11 @@ import os
 import re
 from pathlib import Path
 
+import rank_training as training
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import rank_training as training
 from spcl_loss import SupervisedPrototypicalContrastiveLoss, distributed
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 
@@ -111,7 +111,7 @@ def two_passes(rank, world_size):
 
 def functions_of_page(page):
     """What the first Python block of a page defines."""
-    text = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
     namespace = {}
     with contextlib.redirect_stdout(io.StringIO()):
         exec(re.search(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1], namespace)

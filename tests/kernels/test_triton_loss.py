@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-import oracle
 from interpreted import PATHS, choose, interpret, operands, triton_kernels
+
 from spcl_loss import SupervisedPrototypicalContrastiveLoss, _similarity
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import launch
+from support import oracle
 
 pytestmark = [
     # What NumPy says of values that are meant: the logarithm of an empty sum, -inf.

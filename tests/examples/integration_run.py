@@ -1,4 +1,4 @@
-"""What one process of tests/test_integrations.py does: an example without, before and after an interruption."""
+"""What one process of test_integrations.py does: an example without, before and after an interruption."""
 
 import contextlib
 import importlib
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "integrations"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "integrations"
 
 
 def run(rank: int, name: str, world: int, folder: Path, stop_after: int) -> None:
