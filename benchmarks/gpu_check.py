@@ -11,7 +11,7 @@ from device import poisoned
 from torch import Tensor
 
 from spcl_loss import supervised_prototypical_contrastive_loss as loss
-from spcl_loss._similarity import contrast_statistics
+from spcl_loss._similarity import Contrast, contrast_statistics
 
 # Easy thresholds are left out: an anchor whose loss lies at one counts or not by its last digit.
 METHODS: dict[str, dict[str, Any]] = {
@@ -70,17 +70,8 @@ def check_operator(N: int, D: int, precision: str, device: torch.device) -> Iter
             with_sum: bool = with_sum,
         ) -> tuple[Tensor, Tensor]:
             rows = rows.detach().requires_grad_()
-            found = contrast_statistics(
-                rows,
-                labels,
-                weights,
-                scale=scale,
-                num_anchors=num_anchors,
-                num_grads=N,
-                with_sum=with_sum,
-                product_dtype=dtype,
-                impl=impl,
-            )
+            contrast = Contrast(labels, weights, scale, num_anchors, N, with_sum, dtype)
+            found = contrast_statistics(rows, contrast, impl)
             statistics = torch.stack(found)
             (gradient,) = torch.autograd.grad((statistics * grads.to(rows.dtype)).sum(), rows)
             return statistics.detach(), gradient

@@ -251,13 +251,13 @@ def test_a_rejected_batch_changes_no_state(embeddings, labels):
 
 def test_the_options_serve_the_function_and_can_be_scheduled():
     criterion, (embeddings, labels) = trained(temperature=0.3, positives="outside"), batch(9)
-    criterion.options["temperature"] = 0.1
+    criterion.temperature = 0.1
     prototypes, exist = criterion.memory.prototypes(advance=False)
     expected = supervised_prototypical_contrastive_loss(
         embeddings, labels, prototypes, prototype_mask=exist, temperature=0.1, positives="outside"
     )
     with_options = supervised_prototypical_contrastive_loss(
-        embeddings, labels, prototypes, prototype_mask=exist, **criterion.options
+        embeddings, labels, prototypes, prototype_mask=exist, **criterion._options()._asdict()
     )
     assert torch.equal(with_options, expected)
     assert torch.equal(criterion(embeddings, labels), expected)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spcl_loss import SupervisedPrototypicalContrastiveLoss, _similarity
+from spcl_loss import SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+from spcl_loss._similarity import Contrast, operator, strips
+from spcl_loss._similarity.contrast import Upstream
 
 IMPLS = ["dense", "strips"]
 OPTIONS = [
@@ -30,12 +32,11 @@ def test_opcheck(scale, with_sum, weighted):
     rows = torch.nn.functional.normalize(embeddings.detach()).requires_grad_()
     log_weights = -torch.rand(11, dtype=torch.float64) if weighted else None
     arguments = (rows, labels, log_weights, scale, 8, 9, with_sum, torch.float64, "strips")
-    torch.library.opcheck(_similarity._statistics, arguments)
-    negative, positive, _ = _similarity._statistics(*arguments)
+    torch.library.opcheck(operator._statistics, arguments)
+    negative, positive, _ = operator._statistics(*arguments)
     grads = torch.rand(3, 8, dtype=torch.float64)
     statistics = negative.detach(), positive.detach(), grads
-    options = (scale, 9, with_sum, torch.float64, "strips")
-    torch.library.opcheck(_similarity._gradient, (rows.detach(), labels, log_weights, *statistics, *options))
+    torch.library.opcheck(operator._gradient, (rows.detach(), *arguments[1:8], *statistics, "strips"))
 
 
 @pytest.mark.parametrize("scale", [5.0, 100.0])
@@ -46,22 +47,19 @@ def test_each_half_stands_alone(monkeypatch, tile_bytes, scale):
     embeddings, labels = batch(29, dtype=torch.float64)
     labels[[3, 17]] = -1
     rows = torch.nn.functional.normalize(embeddings).detach().requires_grad_()
-    options = {"scale": scale, "with_sum": True, "product_dtype": torch.float64}
-    exact = _similarity.contrast_statistics(rows, labels, None, num_anchors=23, num_grads=29, impl="dense", **options)
+    contrast = Contrast(labels, None, scale, 23, 29, True, torch.float64)
+    exact = operator.contrast_statistics(rows, contrast, "dense")
     grads = torch.rand(3, 23, dtype=torch.float64) * (labels[:23] >= 0)
     (expected,) = torch.autograd.grad((torch.stack(exact) * grads).sum(), rows)
     rows = rows.detach()
     for few in (0, 1, 10):
-        found = _similarity.contrast_statistics(
-            rows, labels, None, num_anchors=few, num_grads=few, impl="strips", **options
-        )
+        of_few = contrast._replace(num_anchors=few, num_grads=few)
+        found = operator.contrast_statistics(rows, of_few, "strips")
         valid = labels[:few] >= 0
-        for of_few, of_all in zip(found, exact, strict=True):
-            torch.testing.assert_close(of_few[valid], of_all.detach()[:few][valid])
-        statistics = exact[0].detach(), exact[1].detach(), grads
-        gradient = _similarity.contrast_gradient(
-            rows, labels, None, *statistics, num_grads=few, impl="strips", **options
-        )
+        for ours, of_all in zip(found, exact, strict=True):
+            torch.testing.assert_close(ours[valid], of_all.detach()[:few][valid])
+        upstream = Upstream(exact[0].detach(), exact[1].detach(), grads)
+        gradient = operator.contrast_gradient(rows, of_few, upstream, "strips")
         torch.testing.assert_close(gradient, expected[:few])
 
 
@@ -163,11 +161,13 @@ def test_products_in_half_precision_round_the_operands_only(dtype):
     """What a GPU computes for half inputs, with its products emulated: statistics and gradients stay float32."""
     rows = torch.nn.functional.normalize(torch.randn(300, 64)).to(dtype).float()
     labels = torch.arange(300) % 7
-    exact = _similarity.strips.statistics(rows, labels, None, 10.0, 280, True, torch.float32)
-    ours = _similarity.strips.statistics(rows, labels, None, 10.0, 280, True, dtype)
+    contrast = Contrast(labels, None, 10.0, 280, 300, True, torch.float32)
+    halves = contrast._replace(product_dtype=dtype)
+    exact = strips.statistics(rows, contrast)
+    ours = strips.statistics(rows, halves)
     torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-4)
     grads = torch.randn(3, 280) * 1e-6  # as small as a mean over many rows makes them
-    arguments = (rows, labels, None, 10.0, 300, True, exact[0], exact[1], grads)
-    expected = _similarity.strips.gradient(*arguments, torch.float32)
-    error = _similarity.strips.gradient(*arguments, dtype) - expected
+    upstream = Upstream(exact[0], exact[1], grads)
+    expected = strips.gradient(rows, contrast, upstream)
+    error = strips.gradient(rows, halves, upstream) - expected
     assert error.norm() < 2 * torch.finfo(dtype).eps * expected.norm()

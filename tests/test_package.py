@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import spcl_loss
+from spcl_loss import METHODS
 
-PUBLIC = {
+CALLABLE = {
     "DifficultyCurriculumSampler",
     "PrototypeMemory",
     "SupervisedPrototypicalContrastiveLoss",
@@ -17,6 +19,7 @@ PUBLIC = {
     "prototype_difficulty_blocks",
     "supervised_prototypical_contrastive_loss",
 }
+PUBLIC = CALLABLE | {"METHODS"}
 IMPORT = """
 import random, sys, numpy, torch
 states = lambda: (torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
@@ -39,7 +42,7 @@ def test_importing_loads_and_changes_nothing_else():
     assert (run.stdout, run.stderr) == ("spcl_loss\n", "")
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC))
+@pytest.mark.parametrize("name", sorted(CALLABLE))
 def test_every_public_symbol_and_method_is_documented(name):
     symbol = getattr(spcl_loss, name)
     methods = [v for k, v in vars(symbol).items() if inspect.isfunction(v) and not k.startswith("_")]
@@ -47,7 +50,7 @@ def test_every_public_symbol_and_method_is_documented(name):
         assert part.__doc__, f"{part.__qualname__} has no docstring"
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC))
+@pytest.mark.parametrize("name", sorted(CALLABLE))
 def test_every_public_symbol_has_an_example_that_runs(name):
     symbol = getattr(spcl_loss, name)
     module = sys.modules[symbol.__module__]
@@ -56,3 +59,20 @@ def test_every_public_symbol_has_an_example_that_runs(name):
         runner.run(example)
     assert runner.summarize(verbose=False) == (0, runner.tries)
     assert runner.tries > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_settings_of_function_and_module(method):
+    embeddings, labels = torch.randn(6, 8), torch.arange(6) % 3
+    prototypes = torch.randn(3, 8)
+    spcl_loss.supervised_prototypical_contrastive_loss(embeddings, labels, prototypes, **METHODS[method])
+    criterion = spcl_loss.SupervisedPrototypicalContrastiveLoss(3, 8, **METHODS[method])
+    criterion(embeddings, labels)
+    assert {name: getattr(criterion, name) for name in METHODS[method]} == dict(METHODS[method])
+
+
+def test_nobody_changes_the_methods():
+    with pytest.raises(TypeError):
+        METHODS["spcl"]["positives"] = "outside"
+    with pytest.raises(TypeError):
+        METHODS["own"] = {}

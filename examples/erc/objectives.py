@@ -68,7 +68,9 @@ def losses(
     if settings.objective == "ce":
         contrastive_loss = torch.zeros_like(head_loss)
     else:
-        contrastive_loss = supervised_prototypical_contrastive_loss(features, labels, learned, **criterion.options)
+        contrastive_loss = supervised_prototypical_contrastive_loss(
+            features, labels, learned, **criterion._options()._asdict()
+        )
     return torch.stack([contrastive_loss, head_loss])
 
 

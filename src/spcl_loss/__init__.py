@@ -4,11 +4,13 @@ from spcl_loss.curriculum import DifficultyCurriculumSampler
 from spcl_loss.difficulty import prototype_difficulty, prototype_difficulty_blocks
 from spcl_loss.loss import supervised_prototypical_contrastive_loss
 from spcl_loss.memory import PrototypeMemory
+from spcl_loss.methods import METHODS
 from spcl_loss.module import SupervisedPrototypicalContrastiveLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "METHODS",
     "DifficultyCurriculumSampler",
     "PrototypeMemory",
     "SupervisedPrototypicalContrastiveLoss",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spcl_loss._checks import check_device, check_floating, check_indices, check_labels, check_mask, check_size
-from spcl_loss._normalize import unit_rows
+from spcl_loss._numerics import unit_rows
 
 _BLOCK_ELEMENTS = 1 << 20  # what one block of rows may hold: a few MiB, so that it stays in cache
 Block = tuple[Tensor, Tensor, Tensor]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,11 +19,17 @@ from spcl_loss._checks import (
     check_number,
     check_size,
 )
-from spcl_loss._normalize import unit_rows
-from spcl_loss._precision import computed_dtype, full_precision, product_dtype
-from spcl_loss._shared import divide, shared_statistics
-from spcl_loss._similarity import IMPLEMENTATIONS, contrast_statistics, uses_dense
-from spcl_loss.distributed import Batch, gather_batch, refusing_together, world_size
+from spcl_loss._distributed import Batch, gather_batch, refusing_together, world_size
+from spcl_loss._numerics import computed_dtype, full_precision, product_dtype, unit_rows
+from spcl_loss._similarity import (
+    IMPLEMENTATIONS,
+    Contrast,
+    Statistics,
+    contrast_statistics,
+    divide,
+    sharded_statistics,
+    uses_dense,
+)
 
 _CHOICES = {
     "similarity": ("shifted_cosine", "cosine"),
@@ -33,6 +38,31 @@ _CHOICES = {
     "reduction": ("mean", "sum", "none"),
     "impl": IMPLEMENTATIONS,
 }
+
+
+class Options(NamedTuple):
+    """The settings of the loss that are not tensors: see `supervised_prototypical_contrastive_loss`."""
+
+    temperature: float
+    similarity: str
+    positives: str
+    contrast: str
+    easy_threshold: float | None
+    prototype_anchors: bool
+    ignore_index: int
+    reduction: str
+    process_group: dist.ProcessGroup | None
+    gather_distributed: bool
+    impl: str
+
+    def check(self) -> None:
+        """Raises where an option has a value that it cannot have."""
+        check_number("temperature", self.temperature, minimum=0)
+        if self.easy_threshold is not None:
+            check_number("easy_threshold", self.easy_threshold)
+        check_int("ignore_index", self.ignore_index)
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
 
 
 def supervised_prototypical_contrastive_loss(
@@ -116,19 +146,10 @@ def supervised_prototypical_contrastive_loss(
         Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
         EMNLP 2022, equations 3 to 6.
     """
-    options = {
-        "temperature": temperature,
-        "similarity": similarity,
-        "positives": positives,
-        "contrast": contrast,
-        "easy_threshold": easy_threshold,
-        "prototype_anchors": prototype_anchors,
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "process_group": process_group,
-        "gather_distributed": gather_distributed,
-        "impl": impl,
-    }
+    options = Options(
+        temperature, similarity, positives, contrast, easy_threshold, prototype_anchors, ignore_index, reduction,
+        process_group, gather_distributed, impl,
+    )  # fmt: skip
     batch = checked_batch(embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight, options)
     return loss_of_batch(batch, prototypes, prototype_mask, class_weights, options)
 
@@ -140,23 +161,24 @@ def checked_batch(
     prototype_mask: Tensor | None,
     class_weights: Tensor | None,
     sample_weight: Tensor | None,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> Batch:
     """The rows to compare, those of all ranks with `gather_distributed`, once the arguments are known to fit."""
-    group = options["process_group"]
-    shared = options["gather_distributed"] and world_size(group) > 1
+    group = options.process_group
+    shared = options.gather_distributed and world_size(group) > 1
     together = shared and not torch.compiler.is_compiling()  # a graph cannot carry what is sent after an error
     with refusing_together(group) if together else nullcontext():
-        check_options(options)
+        options.check()
         tensors = embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight
-        _check_tensors(*tensors, options["ignore_index"])
-        if options["prototype_anchors"] and prototypes is None:
+        _check_tensors(*tensors, options.ignore_index)
+        if options.prototype_anchors and prototypes is None:
             raise ValueError(
                 "prototype_anchors=True needs prototypes; received prototypes=None. Pass them or set it False"
             )
     if not shared:
         return Batch(embeddings, labels, sample_weight, embeddings)
-    settings = {name: value for name, value in options.items() if name != "process_group"}
+    settings: dict[str, object] = options._asdict()
+    del settings["process_group"]  # a handle, different on every rank
     settings["shape of prototypes"] = None if prototypes is None else tuple(prototypes.shape)
     settings["requires_grad of prototypes"] = prototypes is not None and prototypes.requires_grad
     return gather_batch(embeddings, labels, sample_weight, group, settings)
@@ -167,31 +189,30 @@ def loss_of_batch(
     prototypes: Tensor | None,
     prototype_mask: Tensor | None,
     class_weights: Tensor | None,
-    options: Mapping[str, Any],
+    options: Options,
 ) -> Tensor:
     """The loss of rows that are known to fit; `options` are the function's."""
     embeddings = batch.embeddings
     with full_precision(embeddings.device.type):
-        classes = _classes(batch.labels, prototypes, prototype_mask, options["ignore_index"])
-        num_anchors = classes.shape[0] if options["prototype_anchors"] else embeddings.shape[0]
+        classes = _classes(batch.labels, prototypes, prototype_mask, options.ignore_index)
+        num_anchors = classes.shape[0] if options.prototype_anchors else embeddings.shape[0]
         class_sizes = _class_sizes(classes)
-        balanced = options["contrast"] == "class_balanced"
-        statistics = _statistics(
-            batch,
-            prototypes,
-            classes,
-            -class_sizes.to(computed_dtype(embeddings)).log() if balanced else None,
-            num_anchors,
-            options["impl"],
-            scale=_score_scale(options["similarity"], options["temperature"]),
-            with_sum=options["positives"] == "outside",
+        balanced = options.contrast == "class_balanced"
+        contrast = Contrast(
+            labels=classes,
+            log_weights=-class_sizes.to(computed_dtype(embeddings)).log() if balanced else None,
+            scale=_score_scale(options.similarity, options.temperature),
+            num_anchors=num_anchors,
+            num_grads=classes.shape[0] if prototypes is not None and prototypes.requires_grad else num_anchors,
+            with_sum=options.positives == "outside",
             product_dtype=product_dtype(embeddings),
         )
-        losses, counted = _anchor_losses(statistics, classes, class_sizes, options["positives"], options["contrast"])
-        if options["easy_threshold"] is not None:
-            counted = counted & ~(losses <= options["easy_threshold"])  # not `>`: a NaN has to come through
+        statistics = _statistics(batch, prototypes, contrast, options.impl)
+        losses, counted = _anchor_losses(statistics, classes, class_sizes, options.positives, options.contrast)
+        if options.easy_threshold is not None:
+            counted = counted & ~(losses <= options.easy_threshold)  # not `>`: a NaN has to come through
         weights = _anchor_weights(losses, classes[:num_anchors], class_weights, batch.sample_weight)
-        return _reduce(losses, counted, weights, options["reduction"])
+        return _reduce(losses, counted, weights, options.reduction)
 
 
 def _score_scale(similarity: str, temperature: float) -> float:
@@ -220,36 +241,23 @@ def _candidates(embeddings: Tensor, prototypes: Tensor | None, classes: Tensor) 
     return unit_rows(rows.masked_fill(classes[:, None] < 0, 0))
 
 
-def _statistics(
-    batch: Batch,
-    prototypes: Tensor | None,
-    classes: Tensor,
-    log_weights: Tensor | None,
-    num_anchors: int,
-    impl: str,
-    **operator: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `contrast_statistics` says of all anchors, each rank computing its own ones where that pays."""
-    prototype_grads = prototypes is not None and prototypes.requires_grad
+def _statistics(batch: Batch, prototypes: Tensor | None, contrast: Contrast, impl: str) -> Statistics:
+    """The statistics of all anchors; with several ranks each computes its own where that pays."""
+    classes = contrast.labels
     if batch.ranks is None or uses_dense(impl, classes.shape[0], classes.device, computed_dtype(batch.embeddings)):
-        rows = _candidates(batch.embeddings, prototypes, classes)
-        num_grads = rows.shape[0] if prototype_grads else num_anchors
-        return contrast_statistics(
-            rows, classes, log_weights, num_anchors=num_anchors, num_grads=num_grads, impl=impl, **operator
-        )
-    num_prototypes = 0 if prototypes is None else prototypes.shape[0]
+        return contrast_statistics(_candidates(batch.embeddings, prototypes, classes), contrast, impl)
     shares = divide(
         batch.ranks,
-        num_prototypes,
+        0 if prototypes is None else prototypes.shape[0],
         classes.device,
-        prototype_grads=prototype_grads,
-        prototype_anchors=num_anchors == classes.shape[0],
+        prototype_grads=prototypes is not None and prototypes.requires_grad,
+        prototype_anchors=contrast.num_anchors == classes.shape[0],
     )
     own_prototypes = None if prototypes is None else prototypes[shares.own_prototypes]
     own_rows = _candidates(batch.own_embeddings, own_prototypes, classes[shares.own])
     with torch.no_grad():
         rows = _candidates(batch.embeddings, prototypes, classes)
-    return shared_statistics(own_rows, rows, classes, log_weights, shares, {**operator, "impl": impl})
+    return sharded_statistics(own_rows, rows, contrast, shares, impl)
 
 
 def _anchor_losses(
@@ -303,16 +311,6 @@ def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: 
         return weighted.sum() / counted.sum().clamp_min(1)
     total_weight = weights.masked_fill(~counted, 0).sum()
     return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raises where an option of the function has a value that it cannot have."""
-    check_number("temperature", options["temperature"], minimum=0)
-    if options["easy_threshold"] is not None:
-        check_number("easy_threshold", options["easy_threshold"])
-    check_int("ignore_index", options["ignore_index"])
-    for name, choices in _CHOICES.items():
-        check_choice(name, options[name], choices)
 
 
 def _check_tensors(

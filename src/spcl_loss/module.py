@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from spcl_loss._checks import check_floating
-from spcl_loss._normalize import unit_rows
-from spcl_loss._precision import computed_dtype, full_precision
-from spcl_loss.loss import check_options, checked_batch, loss_of_batch
+from spcl_loss._numerics import computed_dtype, full_precision, unit_rows
+from spcl_loss.loss import Options, checked_batch, loss_of_batch
 from spcl_loss.memory import PrototypeMemory
 
 
@@ -36,9 +34,8 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
 
     Attributes:
         memory: the `PrototypeMemory`.
-        options: the keyword arguments that every call passes to `supervised_prototypical_contrastive_loss`. Change one
-            to schedule it, as in ``criterion.options["temperature"] = 0.07``; ``**criterion.options`` calls the
-            function with the same settings on other candidates.
+        temperature: like every other option it can be read and set, as in ``criterion.temperature = 0.07``. Its value
+            is checked when it is next used.
 
     Raises:
         TypeError: an argument has the wrong kind.
@@ -84,20 +81,13 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {
-            "temperature": temperature,
-            "similarity": similarity,
-            "positives": positives,
-            "contrast": contrast,
-            "easy_threshold": easy_threshold,
-            "prototype_anchors": prototype_anchors,
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "process_group": process_group,
-            "gather_distributed": gather_distributed,
-            "impl": impl,
-        }
-        check_options(self.options)
+        self.temperature = temperature
+        self.similarity, self.positives, self.contrast = similarity, positives, contrast
+        self.easy_threshold, self.prototype_anchors = easy_threshold, prototype_anchors
+        self.ignore_index, self.reduction = ignore_index, reduction
+        self.process_group, self.gather_distributed = process_group, gather_distributed
+        self.impl = impl
+        self._options().check()
         if memory is None:
             memory = PrototypeMemory(
                 num_classes,
@@ -131,6 +121,7 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         embeddings: Tensor,
         labels: Tensor,
         *,
+        prototypes: Tensor | None = None,
         sample_weight: Tensor | None = None,
         update_memory: bool | None = None,
     ) -> Tensor:
@@ -139,6 +130,7 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         Args:
             embeddings: (N, D) floating, not normalised.
             labels: (N,) integer.
+            prototypes: (C, D) learned prototypes, used instead of the memory's. The memory is filled all the same.
             sample_weight: (N,) weight of an anchor.
             update_memory: whether the draw counter moves on and the batch is enqueued. None: in training mode. False
                 leaves all state alone, so that a second pass over the same batch sees the same prototypes.
@@ -148,8 +140,10 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         """
         if update_memory is None:
             update_memory = self.training
-        prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
-        weights, options = self.class_weights, self.options
+        exists = None
+        if prototypes is None:
+            prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
+        weights, options = self.class_weights, self._options()
         # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
         batch = checked_batch(embeddings, labels, prototypes, exists, weights, sample_weight, options)
         loss = loss_of_batch(batch, prototypes, exists, weights, options)
@@ -164,10 +158,9 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         dtype = computed_dtype(embeddings)
         with full_precision(embeddings.device.type):
             scores = unit_rows(embeddings.to(dtype)) @ unit_rows(centroids.to(dtype)).T
-            if self.options["similarity"] == "shifted_cosine":
+            if self.similarity == "shifted_cosine":
                 scores = (1 + scores) / 2
-            temperature: float = self.options["temperature"]
-            return (scores / temperature).masked_fill(~exists, -math.inf)
+            return (scores / self.temperature).masked_fill(~exists, -math.inf)
 
     def predict(self, embeddings: Tensor) -> Tensor:
         """Class of the centroid nearest in angle to each of the embeddings (N, D): (N,) int64."""
@@ -175,5 +168,7 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for `repr`."""
-        shown = ("temperature", "similarity", "positives", "contrast", "easy_threshold", "gather_distributed")
-        return ", ".join(f"{name}={self.options[name]!r}" for name in shown)
+        return ", ".join(f"{name}={value!r}" for name, value in self._options()._asdict().items())
+
+    def _options(self) -> Options:
+        return Options(*(getattr(self, name) for name in Options._fields))

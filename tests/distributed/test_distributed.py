@@ -10,7 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import strips
+from spcl_loss._similarity import Contrast, strips
+from spcl_loss._similarity.contrast import Upstream
 
 WORLD_SIZES = [1, 2, 3, 4]
 
@@ -217,8 +218,7 @@ class TestScaling:
             return 2 * left[0] * left[1] * right[1]
 
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: of_addmm}) as counter:
-            strips.statistics(rows, labels, None, 5.0, n, False, torch.float32)
-            strips.gradient(
-                rows, labels, None, 5.0, n, False, torch.ones(N), torch.ones(N), torch.ones(3, N), torch.float32
-            )
+            contrast = Contrast(labels, None, 5.0, n, n, False, torch.float32)
+            strips.statistics(rows, contrast)
+            strips.gradient(rows, contrast, Upstream(torch.ones(N), torch.ones(N), torch.ones(3, N)))
         assert counter.get_total_flops() == pytest.approx(self.formulas["operations"](N, world_size, D), rel=0.05)

@@ -67,11 +67,11 @@ def test_objectives_with_learned_prototypes(objective, equation):
 
 
 def test_switches_change_the_equation():
-    assert criterion_for("spcl").options["contrast"] == "all"
-    assert criterion_for("spcl", contrast="class_balanced").options["contrast"] == "class_balanced"
-    assert not criterion_for("spcl").options["prototype_anchors"]
-    assert criterion_for("spcl", prototype_anchors=True).options["prototype_anchors"]
-    assert criterion_for("eacl").options["prototype_anchors"]
+    assert criterion_for("spcl").contrast == "all"
+    assert criterion_for("spcl", contrast="class_balanced").contrast == "class_balanced"
+    assert not criterion_for("spcl").prototype_anchors
+    assert criterion_for("spcl", prototype_anchors=True).prototype_anchors
+    assert criterion_for("eacl").prototype_anchors
 
 
 def test_cross_entropy_contrasts_nothing():
@@ -86,9 +86,9 @@ def test_cross_entropy_contrasts_nothing():
 
 
 def test_options_reach_the_loss():
-    options = criterion_for("spcl", easy_threshold=0.3, temperature=0.2).options
-    assert (options["easy_threshold"], options["temperature"]) == (0.3, 0.2)
-    assert criterion_for("spdcl").options["easy_threshold"] == 0.0
+    criterion = criterion_for("spcl", easy_threshold=0.3, temperature=0.2)
+    assert (criterion.easy_threshold, criterion.temperature) == (0.3, 0.2)
+    assert criterion_for("spdcl").easy_threshold == 0.0
 
 
 def test_rates_rise_then_fall():

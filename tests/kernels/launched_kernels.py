@@ -18,7 +18,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from spcl_loss._similarity import launch, triton_kernels
+from spcl_loss._similarity import Contrast, launch, triton_kernels
+from spcl_loss._similarity.contrast import Upstream
 
 # Of wide and of narrow rows; no multiples of 16, as most in use are, for which Triton makes kernels of their own.
 WIDE, NARROW = 1000, 50
@@ -47,8 +48,9 @@ def run_every_path(dtype: torch.dtype) -> None:
     cases = [(num_rows, WIDE, scale) for num_rows in (launch.SMALL_ROWS, 600) for scale in (10.0, 100.0)]
     for num_rows, width, scale in [*cases, (600, NARROW, 10.0)]:
         rows, labels = torch.randn(num_rows, width), torch.randint(5, (num_rows,))
-        found = triton_kernels.statistics(rows, labels, None, scale, 90, True, dtype)
-        triton_kernels.gradient(rows, labels, None, scale, 95, True, *found[:2], torch.randn(3, 90), dtype)
+        contrast = Contrast(labels, None, scale, 90, 95, True, dtype)
+        found = triton_kernels.statistics(rows, contrast)
+        triton_kernels.gradient(rows, contrast, Upstream(*found[:2], torch.randn(3, 90)))
 
 
 def spilled(cubin: bytes) -> int:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreted import PATHS, choose, forward_launch, interpret, operands, triton_kernels
 
-from spcl_loss._similarity import dense, launch
+from spcl_loss._similarity import Contrast, dense, launch
+from spcl_loss._similarity.contrast import Upstream
 
 # What the interpreter's NumPy says of values that are meant: the logarithm of an empty sum, -inf, and a NaN's maximum.
 pytestmark = [
@@ -34,9 +35,8 @@ def problem(seed, num_rows, width, num_anchors, num_grads, scale, dtype, weighte
     labels = torch.randint(-1, num_classes, (num_rows,), generator=generator)
     log_weights = torch.randn(num_rows, generator=generator) - 1 if weighted else None
     exact = rows.to(dtype).double().requires_grad_()
-    expected = dense.statistics(
-        exact, labels, None if log_weights is None else log_weights.double(), scale, num_anchors, with_sum
-    )
+    weights = None if log_weights is None else log_weights.double()
+    expected = dense.statistics(exact, Contrast(labels, weights, scale, num_anchors, num_rows, with_sum, torch.float64))
     grads = torch.randn(3, num_anchors, generator=generator) * (labels[:num_anchors] >= 0)
     for statistic in range(2):
         grads[statistic] *= expected[statistic] > dense.LOG_ZERO / 2
@@ -51,14 +51,13 @@ def check(arguments, grads, expected, expected_gradient, with_sum, dtype):
     """Float32 sums of scores rounded at the scale's size; H is rounded to the products' dtype."""
     rows, labels, log_weights, scale = arguments
     num_anchors = grads.shape[1]
-    found = triton_kernels.statistics(rows, labels, log_weights, scale, num_anchors, with_sum, dtype)
+    contrast = Contrast(labels, log_weights, scale, num_anchors, len(expected_gradient), with_sum, dtype)
+    found = triton_kernels.statistics(rows, contrast)
     counts = labels[:num_anchors] >= 0
     tolerance = 1e-6 * max(scale, 10)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value[counts].double(), reference[counts], rtol=1e-6, atol=tolerance)
-    gradient = triton_kernels.gradient(
-        rows, labels, log_weights, scale, len(expected_gradient), with_sum, *found[:2], grads, dtype
-    )
+    gradient = triton_kernels.gradient(rows, contrast, Upstream(*found[:2], grads))
     assert gradient.shape == expected_gradient.shape
     counts = labels[: len(expected_gradient)] >= 0
     size = expected_gradient[counts].norm()
@@ -141,12 +140,13 @@ def test_each_half_stands_alone(monkeypatch, path, scale):
         (rows, labels, log_weights, _), grads, expected, gradient = problem(
             5, 90, 20, 77, few, scale, dtype, True, True
         )
-        found = triton_kernels.statistics(rows, labels, log_weights, scale, few, True, dtype)
+        contrast = Contrast(labels, log_weights, scale, few, few, True, dtype)
+        found = triton_kernels.statistics(rows, contrast)
         valid = labels[:few] >= 0
         for of_few, of_all in zip(found, expected, strict=True):
             torch.testing.assert_close(of_few[valid].double(), of_all[:few][valid], rtol=1e-6, atol=1e-6 * scale)
         statistics = [value.float() for value in expected[:2]]
-        found = triton_kernels.gradient(rows, labels, log_weights, scale, few, True, *statistics, grads, dtype)
+        found = triton_kernels.gradient(rows, contrast, Upstream(*statistics, grads))
         assert (found - gradient).norm() <= rounding * gradient.norm()
 
 
@@ -154,16 +154,14 @@ def test_each_half_stands_alone(monkeypatch, path, scale):
 def test_no_anchor(monkeypatch, path):
     choose(monkeypatch, path)
     rows, labels = torch.eye(3), torch.arange(3)
-    found = triton_kernels.statistics(rows, labels, None, 10.0, 0, False, torch.float32)
+    contrast = Contrast(labels, None, 10.0, 0, 2, False, torch.float32)
+    found = triton_kernels.statistics(rows, contrast)
     assert [value.shape for value in found] == [(0,)] * 3
     empty = torch.empty(0)
-    gradient = triton_kernels.gradient(
-        rows, labels, None, 10.0, 2, False, empty, empty, torch.empty(3, 0), torch.float32
-    )
+    gradient = triton_kernels.gradient(rows, contrast, Upstream(empty, empty, torch.empty(3, 0)))
     assert torch.equal(gradient, torch.zeros(2, 3))
-    gradient = triton_kernels.gradient(
-        rows, labels, None, 10.0, 0, False, torch.ones(3), torch.ones(3), torch.ones(3, 3), torch.float32
-    )
+    upstream = Upstream(torch.ones(3), torch.ones(3), torch.ones(3, 3))
+    gradient = triton_kernels.gradient(rows, contrast._replace(num_anchors=3, num_grads=0), upstream)
     assert gradient.shape == (0, 3)
 
 
@@ -174,7 +172,8 @@ def test_not_a_number_comes_through(monkeypatch, path, scale):
     (rows, labels, _, _), *_ = problem(2, 40, 20, 40, 40, scale, torch.float32, False, False, num_classes=2)
     labels = labels.abs()
     rows[7] = torch.nan
-    negative, positive, _ = triton_kernels.statistics(rows, labels, None, scale, 40, False, torch.float32)
+    contrast = Contrast(labels, None, scale, 40, 40, False, torch.float32)
+    negative, positive, _ = triton_kernels.statistics(rows, contrast)
     others = torch.arange(40) != 7
     same = labels == labels[7]
     assert positive[same].isnan().all() and negative[others & ~same].isnan().all()
@@ -185,7 +184,8 @@ def test_not_a_number_comes_through(monkeypatch, path, scale):
 def test_twice_the_same_bits(monkeypatch, path):
     choose(monkeypatch, path)
     (rows, labels, _, scale), *_ = problem(3, 60, 24, 60, 60, 10.0, torch.float32, False, False)
-    once, again = (triton_kernels.statistics(rows, labels, None, scale, 60, True, torch.float32) for _ in range(2))
+    contrast = Contrast(labels, None, scale, 60, 60, True, torch.float32)
+    once, again = (triton_kernels.statistics(rows, contrast) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 

@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from interpreted import PATHS, choose, interpret, operands, triton_kernels
 
-from spcl_loss import SupervisedPrototypicalContrastiveLoss, _similarity
+from spcl_loss import SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import launch
+from spcl_loss._similarity import launch, operator, strips
 from support import oracle
 
 pytestmark = [
@@ -158,11 +158,11 @@ def test_opcheck(monkeypatch, path, scale):
     embeddings, labels, _ = batch(40, D=8)
     rows = torch.nn.functional.normalize(embeddings).requires_grad_()
     arguments = (rows, labels, -torch.rand(40), scale, 35, 37, True, torch.float32, "triton")
-    torch.library.opcheck(_similarity._statistics, arguments)
-    negative, positive, _ = _similarity._statistics(*arguments)
+    torch.library.opcheck(operator._statistics, arguments)
+    negative, positive, _ = operator._statistics(*arguments)
     statistics = negative.detach(), positive.detach(), torch.rand(3, 35)
-    arguments = (rows.detach(), labels, None, *statistics, scale, 37, True, torch.float32, "triton")
-    torch.library.opcheck(_similarity._gradient, arguments)
+    arguments = (rows.detach(), labels, None, *arguments[3:8], *statistics, "triton")
+    torch.library.opcheck(operator._gradient, arguments)
 
 
 @pytest.mark.parametrize("method", ["SPCL", "BCL", "EACL"])
@@ -207,15 +207,15 @@ def rows_on_a_gpu(dtype=torch.float32):
 def test_auto_takes_the_kernels_where_they_run(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert _similarity._backend("auto", rows_on_a_gpu()) is triton_kernels
-    assert not _similarity.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
-    assert _similarity._backend("triton", rows_on_a_gpu()) is triton_kernels
-    assert _similarity._backend("auto", torch.eye(3)) is _similarity.strips
-    assert _similarity._backend("auto", rows_on_a_gpu(torch.float64)) is _similarity.strips
+    assert operator._backend("auto", rows_on_a_gpu()) is triton_kernels
+    assert not operator.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
+    assert operator._backend("triton", rows_on_a_gpu()) is triton_kernels
+    assert operator._backend("auto", torch.eye(3)) is strips
+    assert operator._backend("auto", rows_on_a_gpu(torch.float64)) is strips
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert _similarity._backend("auto", rows_on_a_gpu()) is _similarity.strips
+    assert operator._backend("auto", rows_on_a_gpu()) is strips
     with pytest.raises(ValueError, match=r"compute capability 8\.0"):
-        _similarity._backend("triton", rows_on_a_gpu())
+        operator._backend("triton", rows_on_a_gpu())
 
 
 @pytest.mark.parametrize(("missing", "reason"), [("triton", "not installed"), ("triton.tools", r"3\.6")])
@@ -223,10 +223,10 @@ def test_auto_does_without_triton(monkeypatch, missing, reason):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(missing) else find_spec(name))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert _similarity._backend("auto", rows_on_a_gpu()) is _similarity.strips
-    assert _similarity.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
+    assert operator._backend("auto", rows_on_a_gpu()) is strips
+    assert operator.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
     with pytest.raises(ValueError, match=reason):
-        _similarity._backend("triton", rows_on_a_gpu())
+        operator._backend("triton", rows_on_a_gpu())
 
 
 @pytest.mark.parametrize(("setting", "precision"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])

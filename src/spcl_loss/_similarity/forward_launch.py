@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from spcl_loss._similarity import launch
+from spcl_loss._similarity.contrast import Statistics
 from spcl_loss._similarity.dense import LOG_ZERO
 from spcl_loss._similarity.formats import PLAIN_SCALE
 from spcl_loss._similarity.forward_kernels import add_parts, statistics_of_rows, statistics_of_tiles
@@ -28,8 +29,6 @@ from spcl_loss._similarity.operands import (
     tile_for,
     weights_pointer,
 )
-
-Statistics = tuple[Tensor, Tensor, Tensor]
 
 
 def small_statistics(

@@ -20,25 +20,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
 from spcl_loss._similarity.dense import LOG_ZERO
 from spcl_loss._similarity.formats import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, product
 
 _CPU_TILE_BYTES = 4 << 20
 _GPU_TILE_BYTES = 256 << 20
 
-Statistics = tuple[Tensor, Tensor, Tensor]
 
-
-def statistics(
-    rows: Tensor,
-    labels: Tensor,
-    log_weights: Tensor | None,
-    scale: float,
-    num_anchors: int,
-    with_sum: bool,
-    product_dtype: torch.dtype,
-) -> Statistics:
+def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
     """The forward pass; see `spcl_loss._similarity.contrast_statistics`."""
+    labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = contrast
     plain = scale <= PLAIN_SCALE
     log_weights = _log_weights(rows, labels, log_weights)
     weights = log_weights.exp()
@@ -77,19 +69,10 @@ def statistics(
     return negative[:num_anchors], positive[:num_anchors], positive_sum[:num_anchors]
 
 
-def gradient(
-    rows: Tensor,
-    labels: Tensor,
-    log_weights: Tensor | None,
-    scale: float,
-    num_grads: int,
-    with_sum: bool,
-    negative: Tensor,
-    positive: Tensor,
-    grads: Tensor,
-    product_dtype: torch.dtype,
-) -> Tensor:
-    """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients (3, A)."""
+def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+    """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients."""
+    labels, log_weights, scale, _, num_grads, with_sum, product_dtype = contrast
+    negative, positive, grads = upstream
     num_anchors = negative.shape[0]
     log_weights = _log_weights(rows, labels, log_weights)
     half = product_dtype not in (torch.float32, torch.float64)

@@ -23,19 +23,13 @@ from torch import Tensor
 
 from spcl_loss._similarity import launch
 from spcl_loss._similarity.backward_launch import large_gradient, small_gradient, upstream_of
-from spcl_loss._similarity.forward_launch import Statistics, large_statistics, small_statistics
+from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
+from spcl_loss._similarity.forward_launch import large_statistics, small_statistics
 
 
-def statistics(
-    rows: Tensor,
-    labels: Tensor,
-    log_weights: Tensor | None,
-    scale: float,
-    num_anchors: int,
-    with_sum: bool,
-    product_dtype: torch.dtype,
-) -> Statistics:
+def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
     """The forward pass; see `spcl_loss._similarity.contrast_statistics`."""
+    labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = contrast
     if num_anchors == 0:
         return rows.new_empty(0), rows.new_empty(0), rows.new_empty(0)
     compute = small_statistics if rows.shape[0] <= launch.SMALL_ROWS else large_statistics
@@ -49,31 +43,22 @@ def statistics(
         return found[0][place], found[1][place], found[2][place]
 
 
-def gradient(
-    rows: Tensor,
-    labels: Tensor,
-    log_weights: Tensor | None,
-    scale: float,
-    num_grads: int,
-    with_sum: bool,
-    negative: Tensor,
-    positive: Tensor,
-    grads: Tensor,
-    product_dtype: torch.dtype,
-) -> Tensor:
-    """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients (3, A)."""
+def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+    """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients."""
+    labels, log_weights, scale, _, num_grads, with_sum, product_dtype = contrast
+    negative, positive, grads = upstream
     if negative.shape[0] == 0 or num_grads == 0:
         return rows.new_zeros(num_grads, rows.shape[1])
     compute = small_gradient if rows.shape[0] <= launch.SMALL_ROWS else large_gradient
     with torch.cuda.device_of(rows):
         if rows.shape[0] < launch.SORTED_ROWS:
-            upstream = upstream_of(negative, positive, grads, product_dtype)
-            return compute(rows, labels, log_weights, scale, num_grads, with_sum, upstream, product_dtype)
+            of_kernels = upstream_of(negative, positive, grads, product_dtype)
+            return compute(rows, labels, log_weights, scale, num_grads, with_sum, of_kernels, product_dtype)
         order, place = _class_order(labels, *sorted({min(num_grads, negative.shape[0]), negative.shape[0]}))
         weights = None if log_weights is None else log_weights[order]
         anchors = order[: negative.shape[0]]
-        upstream = upstream_of(negative[anchors], positive[anchors], grads[:, anchors], product_dtype)
-        result = compute(rows[order], labels[order], weights, scale, num_grads, with_sum, upstream, product_dtype)
+        of_kernels = upstream_of(negative[anchors], positive[anchors], grads[:, anchors], product_dtype)
+        result = compute(rows[order], labels[order], weights, scale, num_grads, with_sum, of_kernels, product_dtype)
         return result[place[:num_grads]]
 
 

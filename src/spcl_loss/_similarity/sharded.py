@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spcl_loss._similarity import contrast_gradient, contrast_statistics
-from spcl_loss.distributed import Ranks, gather_rows
+from spcl_loss._distributed import Ranks, gather_rows
+from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
+from spcl_loss._similarity.operator import contrast_gradient, contrast_statistics
 
 
 class Shares(NamedTuple):
@@ -61,63 +62,47 @@ def divide(
     )
 
 
-def shared_statistics(
-    own_rows: Tensor,
-    rows: Tensor,
-    classes: Tensor,
-    log_weights: Tensor | None,
-    shares: Shares,
-    operator: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor]:
+def sharded_statistics(own_rows: Tensor, rows: Tensor, contrast: Contrast, shares: Shares, impl: str) -> Statistics:
     """`contrast_statistics` of all anchors, on every rank the same to the bit.
 
     Args:
-        own_rows: (n + c, D) the rows that this rank answers for, once more: what the gradient goes to.
+        own_rows: (n + c, D) the rows that this rank answers for, once more: the gradient goes to them.
         rows: (R, D) all candidates in their common order, as constants.
-        classes: (R,) likewise.
-        log_weights: (R,) likewise.
-        shares: who answers for what.
-        operator: the settings of `contrast_statistics`.
+        contrast: of all candidates in their common order. Its `num_anchors` and `num_grads` are not used.
+        shares: which rank answers for which rows.
+        impl: as for `contrast_statistics`.
     """
-    outputs: tuple[Tensor, Tensor, Tensor] = _SharedStatistics.apply(  # type: ignore[no-untyped-call]
-        own_rows, rows, classes, log_weights, shares, operator
-    )
+    outputs: Statistics = _ShardedStatistics.apply(own_rows, rows, contrast, shares, impl)  # type: ignore[no-untyped-call]
     return outputs
 
 
-class _SharedStatistics(torch.autograd.Function):
+class _ShardedStatistics(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        own_rows: Tensor,
-        rows: Tensor,
-        classes: Tensor,
-        log_weights: Tensor | None,
-        shares: Shares,
-        operator: dict[str, Any],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, own_rows: Tensor, rows: Tensor, contrast: Contrast, shares: Shares, impl: str) -> Statistics:
         order = shares.own_first
-        rows, classes = rows[order], classes[order]
-        log_weights = None if log_weights is None else log_weights[order]
-        operator = {**operator, "num_grads": own_rows.shape[0]}
-        num_anchors = shares.anchors[shares.ranks.rank]
-        of_own = contrast_statistics(rows, classes, log_weights, num_anchors=num_anchors, **operator)
-        sent = torch.stack(of_own if operator["with_sum"] else of_own[:2], 1)
+        rows = rows[order]
+        contrast = contrast._replace(
+            labels=contrast.labels[order],
+            log_weights=None if contrast.log_weights is None else contrast.log_weights[order],
+            num_anchors=shares.anchors[shares.ranks.rank],
+            num_grads=own_rows.shape[0],
+        )
+        of_own = contrast_statistics(rows, contrast, impl)
+        sent = torch.stack(of_own if contrast.with_sum else of_own[:2], 1)
         gathered = gather_rows(sent, shares.anchors, shares.ranks.group)
         if shares.restore is not None:
             gathered = gathered[shares.restore]
         negative, positive, *rest = gathered.unbind(1)
-        ctx.save_for_backward(rows, classes, log_weights, negative, positive, order)
-        ctx.operator, ctx.ranks = operator, len(shares.ranks.counts)
+        ctx.save_for_backward(rows, contrast.labels, contrast.log_weights, negative, positive, order)
+        ctx.settings, ctx.impl, ctx.ranks = contrast[2:], impl, len(shares.ranks.counts)
         return negative, positive, rest[0] if rest else torch.zeros_like(negative)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, classes, log_weights, negative, positive, order = ctx.saved_tensors
-        # Prototypes that are no anchors have no statistics: the zeros that stand for them meet gradients of zero.
+        rows, labels, log_weights, negative, positive, order = ctx.saved_tensors
+        # Prototypes that are no anchors have no statistics: zeros stand for them, with gradients of zero.
         others = (0, rows.shape[0] - negative.shape[0])
         negative, positive, *upstream = (pad(vector, others)[order] for vector in (negative, positive, *grads))
-        gradient = contrast_gradient(
-            rows, classes, log_weights, negative, positive, torch.stack(upstream), **ctx.operator
-        )
-        return gradient * ctx.ranks, *(None,) * 5  # DDP divides by the number of ranks
+        contrast = Contrast(labels, log_weights, *ctx.settings)
+        gradient = contrast_gradient(rows, contrast, Upstream(negative, positive, torch.stack(upstream)), ctx.impl)
+        return gradient * ctx.ranks, *(None,) * 4  # DDP divides by the number of ranks
