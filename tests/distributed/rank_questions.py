@@ -6,11 +6,11 @@ import os
 import re
 from pathlib import Path
 
-import rank_training as training
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import rank_training as training
 from spcl_loss import SupervisedPrototypicalContrastiveLoss, distributed
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 
@@ -65,7 +65,9 @@ def fully_sharded(rank, world_size):
 @question
 def accelerated(rank, world_size):
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the group before
     accelerator = Accelerator(cpu=True)
     learner = accelerator.prepare(training.Learner("SPCL"))
     return training.train(learner, training.Objective("SPCL-weighted-strips"), own_steps(rank, world_size))
@@ -73,7 +75,9 @@ def accelerated(rank, world_size):
 
 @question
 def compiled(rank, world_size):
-    """Losses and gradients of steps with equal batches, eager and as one graph, and the error of unequal ones."""
+    """On two ranks: losses and gradients of equal batches, eager and as one graph; the error of unequal batches."""
+    if world_size != 2:
+        return {}
     steps = [
         training.part(batch, counts, rank) for batch, counts in training.batches(world_size, [[6] * world_size] * 2)
     ]

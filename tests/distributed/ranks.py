@@ -1,30 +1,74 @@
-"""Starts ranks on this machine: processes of a gloo group that run one function and save what it returns."""
+"""Ranks on this machine: processes of gloo groups. They start once and answer every question of a session."""
 
+import multiprocessing
 import os
-import tempfile
+import traceback
+from multiprocessing import connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+TIMEOUT = 300  # seconds for one answer
 
 
-def run(function, world_size, *arguments):
-    """[what function(rank, world_size, *arguments) returns on each rank], tensors and plain values."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(
-            _rank, (world_size, folder, function, arguments), nprocs=world_size, start_method="spawn", join=True
-        )
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+class Pool:
+    """Processes that form a new group for each question."""
+
+    def __init__(self, size):
+        context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks of torch
+        self.pipes, self.processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def ask(self, function, world_size, *arguments):
+        """Returns [function(rank, world_size, *arguments) of each rank]: tensors and plain values."""
+        with TemporaryDirectory() as folder:
+            for pipe in self.pipes[:world_size]:
+                pipe.send((function, world_size, folder, arguments))
+            waiting = self.pipes[:world_size]
+            while waiting:
+                ready = connection.wait(waiting, TIMEOUT)
+                errors = [pipe.recv() for pipe in ready] if ready else [f"no answer within {TIMEOUT} seconds"]
+                if any(errors):  # the other ranks may wait for this one for ever
+                    self.end(patience=0)
+                    raise AssertionError("\n".join(errors))
+                waiting = [pipe for pipe in waiting if pipe not in ready]
+            return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+    def end(self, patience=30):
+        """Ends the processes, those still busy after so many seconds by force."""
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(patience)
+            process.kill()
+            process.join()
 
 
-def _rank(rank, world_size, folder, function, arguments):
+def _serve(rank, pipe):
     torch.set_num_threads(1)
-    # What Accelerate and device meshes look for.
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    result = function(rank, world_size, *arguments)
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    while True:
+        try:
+            function, world_size, folder, arguments = pipe.recv()
+        except EOFError:
+            return
+        # What Accelerate and device meshes look for.
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
+        try:
+            store = dist.FileStore(f"{folder}/store", world_size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+            torch.save(function(rank, world_size, *arguments), f"{folder}/{rank}.pt")
+            dist.barrier()  # none leaves while another still talks to it
+            dist.destroy_process_group()
+            pipe.send("")
+        except BaseException:
+            pipe.send(f"rank {rank} of {world_size}: {traceback.format_exc()}")
+            raise

@@ -3,12 +3,12 @@
 import functools
 
 import pytest
-import rank_questions
-import rank_training as training
-import ranks
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import rank_questions
+import rank_training as training
+import ranks
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import Contrast, strips
 from spcl_loss._similarity.contrast import Upstream
@@ -16,11 +16,18 @@ from spcl_loss._similarity.contrast import Upstream
 WORLD_SIZES = [1, 2, 3, 4]
 
 
-@functools.cache
-def answers(world_size):
-    """What every rank says. One start of processes serves all tests of a world size; it goes on from the one before."""
-    saved = answers(world_size - 1)[0]["another_world_size"]["saved"] if world_size > 1 else {}
-    return ranks.run(rank_questions.answer_all, world_size, saved)
+@pytest.fixture(scope="module")
+def answers():
+    """answers(world_size) is what every rank says. Each world size goes on from the one before."""
+    pool = ranks.Pool(max(WORLD_SIZES))
+
+    @functools.cache
+    def ask(world_size):
+        saved = ask(world_size - 1)[0]["another_world_size"]["saved"] if world_size > 1 else {}
+        return pool.ask(rank_questions.answer_all, world_size, saved)
+
+    yield ask
+    pool.end()
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,7 @@ def assert_same_training(ours, expected):
 
 @pytest.mark.parametrize("case", training.CASES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_ranks_together_do_what_one_process_does(world_size, case):
+def test_ranks_together_do_what_one_process_does(answers, world_size, case):
     expected = training.in_one_process(world_size, case)
     for answer in answers(world_size):
         assert_same_training(answer["every_method"][case], expected)
@@ -48,7 +55,7 @@ def test_ranks_together_do_what_one_process_does(world_size, case):
 
 @pytest.mark.parametrize("case", training.CASES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_losses_and_memories_are_the_same_on_every_rank_to_the_bit(world_size, case):
+def test_losses_and_memories_are_the_same_on_every_rank_to_the_bit(answers, world_size, case):
     first, *others = (answer["every_method"][case] for answer in answers(world_size))
     for other in others:
         assert torch.equal(other["losses"], first["losses"])
@@ -65,14 +72,14 @@ def test_losses_and_memories_are_the_same_on_every_rank_to_the_bit(world_size, c
     ],
 )
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_whatever_averages_the_gradients(world_size, question, case, settings):
+def test_whatever_averages_the_gradients(answers, world_size, question, case, settings):
     expected = training.in_one_process(world_size, case, **settings)
     for answer in answers(world_size):
         assert_same_training(answer[question], expected)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_the_form_that_is_chosen_for_many_rows(world_size):
+def test_the_form_that_is_chosen_for_many_rows(answers, world_size):
     steps = [batch for batch, _ in training.batches(world_size, rank_questions.many(world_size))]
     expected = training.train(training.Learner("EACL"), training.Objective("EACL-weighted-auto"), steps)
     for answer in answers(world_size):
@@ -80,18 +87,18 @@ def test_the_form_that_is_chosen_for_many_rows(world_size):
 
 
 @pytest.mark.parametrize("case", ["SPCL-weighted-dense", "SPDCL-plain-strips", "EACL-plain-strips"])
-def test_equal_batches_compile_into_one_graph(case):
+def test_equal_batches_compile_into_one_graph(answers, case):
     for answer in answers(2):
         eager, compiled = answer["compiled"][case]
         assert_same_training(compiled, eager)
 
 
-def test_a_compiled_loss_refuses_unequal_batches():
+def test_a_compiled_loss_refuses_unequal_batches(answers):
     for answer in answers(2):
         assert "equally many rows" in answer["compiled"]["uneven"]
 
 
-def test_each_process_group_has_a_loss_of_its_own():
+def test_each_process_group_has_a_loss_of_its_own(answers):
     [(batch, counts)] = list(training.batches(4))[:1]
     halves = [training.part(batch, [sum(counts[:2]), sum(counts[2:])], half) for half in (0, 1)]
     expected = [training.train(training.Learner("SPCL"), training.Objective("SPCL-plain-strips"), [h]) for h in halves]
@@ -106,7 +113,7 @@ def test_each_process_group_has_a_loss_of_its_own():
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_without_gathering_the_loss_is_that_of_the_own_rows(world_size):
+def test_without_gathering_the_loss_is_that_of_the_own_rows(answers, world_size):
     for rank, answer in enumerate(answers(world_size)):
         steps = rank_questions.own_steps(rank, world_size)[:1]
         expected = training.train(training.Learner("SupCon"), training.Objective("SupCon-plain-strips"), steps)
@@ -114,7 +121,7 @@ def test_without_gathering_the_loss_is_that_of_the_own_rows(world_size):
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_half_precision_is_sent_as_it_is_and_computed_in_float32(world_size):
+def test_half_precision_is_sent_as_it_is_and_computed_in_float32(answers, world_size):
     for rank, answer in enumerate(answers(world_size)):
         got = answer["half_precision"]
         embeddings = got["embeddings"].requires_grad_()
@@ -126,7 +133,7 @@ def test_half_precision_is_sent_as_it_is_and_computed_in_float32(world_size):
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_nan_on_one_rank_is_a_step_that_never_happened_on_all(world_size):
+def test_a_nan_on_one_rank_is_a_step_that_never_happened_on_all(answers, world_size):
     for answer in answers(world_size):
         poisoned = answer["poisoned"]
         assert poisoned["loss"].isnan()
@@ -146,14 +153,14 @@ DISAGREEMENTS = {
 
 
 @pytest.mark.parametrize("what", DISAGREEMENTS)
-def test_ranks_that_disagree_all_say_so(what):
+def test_ranks_that_disagree_all_say_so(answers, what):
     for answer in answers(3):
         message = answer["disagreements"][what]
         assert message.startswith("ValueError: ranks must agree on the ")
         assert all(part in message for part in DISAGREEMENTS[what])
 
 
-def test_a_batch_that_one_rank_refuses_is_an_error_on_all():
+def test_a_batch_that_one_rank_refuses_is_an_error_on_all(answers):
     *others, odd = (answer["disagreements"] for answer in answers(3))
     assert odd["refused"].startswith("ValueError: labels must be classes")
     for other in others:
@@ -163,7 +170,7 @@ def test_a_batch_that_one_rank_refuses_is_an_error_on_all():
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_a_run_goes_on_with_another_number_of_ranks(world_size):
+def test_a_run_goes_on_with_another_number_of_ranks(answers, world_size):
     """Each world size loads what the one before saved: together they are one run of a single process."""
     learner, objective = training.Learner("SPCL"), training.Objective("SPCL-weighted-strips")
     for size in range(1, world_size + 1):
@@ -176,7 +183,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(world_size):
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_two_passes_give_the_gradients_of_one(world_size):
+def test_two_passes_give_the_gradients_of_one(answers, world_size):
     encoder, loss_fn = training.Learner("SPCL").encoder, training.Objective("SPCL-plain-strips").loss
     for step, ((inputs, labels, _), _) in enumerate(training.batches(world_size)):
         encoder.zero_grad()
@@ -194,7 +201,7 @@ class TestScaling:
 
     @pytest.mark.parametrize("case", training.CASES)
     @pytest.mark.parametrize("world_size", WORLD_SIZES)
-    def test_bytes(self, world_size, case):
+    def test_bytes(self, answers, world_size, case):
         method, weighted, impl = case.split("-")
         statistics = 0 if impl == "dense" else 3 if training.METHODS[method].get("positives") == "outside" else 2
         expected = self.formulas["bytes_received"](

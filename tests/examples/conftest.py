@@ -1,7 +1,8 @@
 """What the tests of the examples share."""
 
-import erc_tiny
 import pytest
+
+import erc_tiny
 
 
 @pytest.fixture(scope="session")

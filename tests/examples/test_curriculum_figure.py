@@ -2,11 +2,11 @@
 
 import sys
 
-import erc_tiny
 import pytest
 import torch
 
 import curriculum_figure
+import erc_tiny
 from erc.run_folder import RunFolder
 from erc.training import train
 

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import erc_tiny
 import pytest
 
+import erc_tiny
 from erc import command, training
 from erc.iemocap import IEMOCAP
 from erc.meld import MELD

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 
-import erc_tiny
 import pytest
 import torch
 
+import erc_tiny
 from erc import encoder
 from erc.dialogues import InputError
 from erc.encoder import EmotionModel, load_model, load_tokenizer_and_backbone, packaged_minilm, precision, save_model

@@ -5,10 +5,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import erc_tiny
 import pytest
 import torch
 
+import erc_tiny
 from spcl_loss import supervised_prototypical_contrastive_loss
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

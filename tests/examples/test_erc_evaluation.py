@@ -1,10 +1,10 @@
 """Encoding and scoring."""
 
-import erc_tiny
 import pytest
 import torch
 from accelerate import Accelerator
 
+import erc_tiny
 from erc.encoder import EmotionModel, load_tokenizer_and_backbone
 from erc.evaluation import Encoded, encode, predictions, score
 from erc.inputs import collate

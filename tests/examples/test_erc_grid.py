@@ -6,10 +6,10 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-import erc_tiny
 import numpy as np
 import pytest
 
+import erc_tiny
 from erc import grid_command
 from erc.arms import ALL_ARMS, ARMS, STUDIES, arm_settings, labels
 from erc.collect import by_dataset, collect, confusion, prototype_cosines, spread

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from erc_tiny import TALK
 
 from erc.dialogues import Dialogue, InputError, Turn, label_dialogues
 from erc.inputs import collate
 from erc.prompts import Prompts
+from erc_tiny import TALK
 
 
 def prompts(tokenizer, dialogues=(TALK,), **changes):

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import erc_tiny
 import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
+import erc_tiny
 from erc import checkpoint, report, training
 from erc.dialogues import InputError
 from erc.layouts import lay_out

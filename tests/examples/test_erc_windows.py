@@ -1,14 +1,14 @@
 """Dialogues as inputs: every turn sees what was said before it, and nothing of what comes after."""
 
-import erc_tiny
 import pytest
 import torch
-from erc_tiny import TALK
 
+import erc_tiny
 from erc.dialogues import Dialogue, InputError, Turn
 from erc.encoder import EmotionModel, load_tokenizer_and_backbone
 from erc.inputs import collate
 from erc.windows import Windows
+from erc_tiny import TALK
 
 
 def windows(tokenizer, dialogue=TALK, **changes):

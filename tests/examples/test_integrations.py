@@ -2,9 +2,10 @@
 
 from collections import Counter
 
-import integration_run
 import pytest
 import torch
+
+import integration_run
 
 EPOCHS, SAVE_EVERY, STOP_AFTER = 3, 5, 9
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import PATHS, choose, forward_launch, interpret, operands, triton_kernels
 
+from interpreted import PATHS, choose, forward_launch, interpret, operands, triton_kernels
 from spcl_loss._similarity import Contrast, dense, launch
 from spcl_loss._similarity.contrast import Upstream
 

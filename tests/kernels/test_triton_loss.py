@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from interpreted import PATHS, choose, interpret, operands, triton_kernels
 
+from interpreted import PATHS, choose, interpret, operands, triton_kernels
 from spcl_loss import SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import launch, operator, strips
