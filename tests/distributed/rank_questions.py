@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import rank_training as training
-from spcl_loss import SupervisedPrototypicalContrastiveLoss, distributed
+from spcl_loss import SupervisedPrototypicalContrastiveLoss, _distributed
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 
 QUESTIONS = {}
@@ -202,14 +202,14 @@ def error_of(function, *arguments, **options):
 def bytes_received(rank, world_size):
     """{case: bytes that come from other ranks in one step with six rows on each}."""
     received = 0
-    gather = distributed._all_gather
+    gather = _distributed._all_gather
 
     def counted(output, part, group=None):
         nonlocal received
         received += (output.numel() - part.numel()) * output.element_size()
         return gather(output, part, group=group)
 
-    distributed._all_gather = counted
+    _distributed._all_gather = counted
     [(batch, counts)] = training.batches(world_size, [[6] * world_size])
     counted_bytes = {}
     for case in training.CASES:
@@ -218,7 +218,7 @@ def bytes_received(rank, world_size):
         embeddings, labels, weights = training.part(batch, counts, rank)
         objective(learner(embeddings), labels, weights).backward()
         counted_bytes[case] = received
-    distributed._all_gather = gather
+    _distributed._all_gather = gather
     return counted_bytes
 
 
