@@ -114,5 +114,7 @@ def _sampler(settings: Settings, size: int) -> DifficultyCurriculumSampler | Ran
             num_epochs=settings.epochs,
             draw=settings.draw,
             seed=settings.seed,
+            num_replicas=1,  # each process draws the whole epoch, and takes its own part of every batch
+            rank=0,
         )
     return RandomShareSampler(size, share={"all": 1.0, "half": 0.5}[settings.curriculum], seed=settings.seed)

@@ -76,7 +76,8 @@ def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=WIDTH)], device="cpu")
 
     # Here the trainer deals whole batches to the processes, so the sampler gives all of the epoch to each of them.
-    sampler = DifficultyCurriculumSampler(prototype_difficulty(points.inputs, points.labels), num_epochs=EPOCHS)
+    difficulty = prototype_difficulty(points.inputs, points.labels)
+    sampler = DifficultyCurriculumSampler(difficulty, num_epochs=EPOCHS, num_replicas=1, rank=0)
     args = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=EPOCHS,

@@ -4,79 +4,73 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from spcl_loss._checks import check_choice, check_floating, check_indices, check_size
-from spcl_loss._draw import WHOLE, draw_samples, integer_shares, whole_number_of_samples
+from spcl_loss._numerics import computed_dtype
+from spcl_loss._sampling import Draw, Schedule, check_schedule, draw_samples, keep_parts, keep_probability
 from spcl_loss.difficulty import prototype_difficulty
-from spcl_loss.schedule import Schedule, check_schedule, keep_by_rank
 
-if TYPE_CHECKING:  # importing it brings more of NumPy along
+if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CHUNK = 1 << 16
-_HELD = 1024  # observations that wait on their device, so that a training step does not wait for it
-_DRAWS = ("fixed", "bernoulli")
+_MAX_WAITING = 1024  # observations that stay on their device, so that a training step does not wait for it
 
 
 class DifficultyCurriculumSampler(Sampler[int]):
-    """Samples about half of the data each epoch, easy samples first, hard ones later.
+    """Samples about half of the data in each epoch: mostly easy samples first, mostly hard ones at the end.
 
-    At epoch k of R the sample of rank r among n, ranked from easy to hard, is kept with the probability
-    ``(1 - k/R) + (2 k/R - 1) r / (n - 1)``. With ``draw="bernoulli"`` every sample has a coin of its own, as in the
-    paper, and the length of an epoch varies. With ``draw="fixed"`` systematic sampling over a random order keeps those
-    probabilities and gives every epoch the same length, floor(n/2); for odd n, whose probabilities sum to half a
-    sample more, each is (n - 1)/n of the above. A single sample is always kept. Samples of equal difficulty are ranked
-    at random, anew each epoch.
+    In epoch k of R, the sample of rank r among n, ranked from easy to hard, is kept with the probability::
 
-    Other schedules (scoring and pacing functions in the terms of Hacohen and Weinshall; orders in those of Wu et al.)
-    keep half of the data an epoch too, so that they compare at equal cost:
+        (1 - k/R) + (2k/R - 1) r / (n - 1)                                     (Song et al., section 3.3)
 
-    - ``(start, end)``: the keep probability is 1 - t for the easiest sample, t for the hardest, on a line between, and
-      t goes from `start` in the first epoch to `end` in the last. (1, 0) is the anti-curriculum, hard samples first;
-      (0.5, 0.5) is constant, each sample with probability 1/2.
-    - ``"root"``: half of the data out of a pool of the easiest, which grows from one half of the data in the first
-      epoch to all in the last as ``sqrt(1/4 + 3/4 k / (R - 1))`` (Platanios et al.).
-    - ``"step"``: that pool is one half in the first half of the epochs, then all (single step pacing).
-    - a callable: from the epoch to the (n,) keep probabilities in [0, 1], from the easiest sample to the hardest. Where
-      their sum is not whole, ``draw="fixed"`` scales them down to the next whole number.
+    The samples of an epoch are settled when `set_epoch` begins it. They depend on the difficulty at that moment, the
+    seed and the epoch alone. Samples of equal difficulty are ranked at random, anew in each epoch. A single sample is
+    always kept. If nobody calls `set_epoch`, every iteration after the first counts as the next epoch, with a warning;
+    the last epoch repeats.
 
-    Which samples an epoch holds is settled when it begins, by `set_epoch`: it depends on the difficulty at that moment,
-    the seed and the epoch alone. Where nobody calls `set_epoch`, every iteration after the first counts as the next
-    epoch, the last of them repeats, and a warning says so once.
-
-    An interrupted run goes on with the very sample at which it stopped. In a plain loop, save `state_dict()` after a
-    training step; in the new process
+    To resume, save `state_dict()` after a training step. A new process goes on with the next sample::
 
         sampler.load_state_dict(state)
         for epoch in range(sampler.epoch, num_epochs):
-            sampler.set_epoch(epoch)  # keeps the place in the epoch that was loaded
-            for batch in loader:  # what is left of it; then whole epochs
+            sampler.set_epoch(epoch)  # keeps the place in the loaded epoch
+            for batch in loader:  # the rest of that epoch, then whole epochs
 
-    A loader that reads ahead (worker processes, Accelerate) has taken more samples than the training has used: save
-    `state_dict(position=...)` with the number used. torchdata's StatefulDataLoader does all this by itself with its own
-    state, with workers too. A loop that cuts an epoch's `indices` into batches, or skips batches, by itself needs no
-    position. Every rank may load the state of any rank, and of a run with another number of ranks.
+    A loader that reads ahead (worker processes, Accelerate) takes more samples than the training has used: save
+    `state_dict(position=...)` with the number used. The state of torchdata's StatefulDataLoader takes care of this.
+    Every rank may load the state of any rank, also from a run with another number of ranks.
 
     Args:
-        difficulty: (n,) finite scores, such as `prototype_difficulty` gives; only their order matters.
+        difficulty: (n,) floating and finite, for example from `prototype_difficulty`. Only the order matters.
         num_epochs: R, the epochs of the whole training.
-        schedule: "linear" as in the paper, or one of the above.
-        draw: "fixed" or "bernoulli".
-        shuffle: whether an epoch's samples come in random order; False gives them from easy to hard.
+        schedule: the keep probability by rank and epoch. All but a callable keep half of the data in every epoch.
+
+            - ``"linear"``: the equation above, the paper's.
+            - ``(start, end)``: a line from 1 - t for the easiest sample to t for the hardest. t goes from `start` in
+              the first epoch to `end` in the last. (1, 0) takes hard samples first; (0.5, 0.5) is a random half.
+            - ``"root"``: half of the data, drawn from a pool of the easiest samples. The pool grows from one half of
+              the data to all of it as ``sqrt(1/4 + 3/4 k / (R - 1))`` (Platanios et al.).
+            - ``"step"``: the pool is the easiest half in the first half of the epochs, then all data.
+            - a callable: from the epoch to (n,) keep probabilities in [0, 1], from the easiest sample to the hardest.
+        draw: ``"bernoulli"`` flips a coin for each sample, as the paper does, and the length of an epoch varies.
+            ``"fixed"`` samples systematically: all epochs have the same length, floor(n/2). Where the probabilities do
+            not add up to a whole number, it scales them down to one: by (n - 1)/n for an odd n.
+        shuffle: whether the samples of an epoch come in random order. False gives them from easy to hard.
         seed: of the draws and the order.
-        num_replicas: ranks that share an epoch. Each gets as many samples as the others, none twice; what does not
-            divide by the number of ranks is left out.
-        rank: which of them this is.
+        num_replicas: number of ranks that share an epoch. None for the size of the running process group, 1 without
+            one. Each rank gets equally many samples, and no sample goes to two ranks; the remainder is left out.
+        rank: which of them this is. None for the rank in the running process group, 0 without one.
 
     Raises:
         TypeError: an argument has the wrong kind.
-        ValueError: a size, a shape or an option does not fit, or a score is not finite.
+        ValueError: a size, a shape or an option does not fit, a score is not finite, or an epoch holds fewer samples
+            than there are ranks.
 
     Example:
         >>> import torch
@@ -96,9 +90,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
         Wu, Dyer, Neyshabur: When Do Curricula Work?, ICLR 2021.
     """
 
-    _iterator: _EpochIterator | None  # the last one that has begun in this epoch
-    _resume_at: int | None  # a loaded position, until an iteration begins there
-    _loaded: bool  # whether a state was loaded of which no sample has been handed out yet
+    _last: _EpochIterator | None  # the last iterator that has started in this epoch
+    _resume_at: int | None  # a loaded position, until an iterator starts there
 
     def __init__(
         self,
@@ -106,25 +99,21 @@ class DifficultyCurriculumSampler(Sampler[int]):
         *,
         num_epochs: int,
         schedule: Schedule = "linear",
-        draw: str = "fixed",
+        draw: Draw = "fixed",
         shuffle: bool = True,
         seed: int = 0,
-        num_replicas: int = 1,
-        rank: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
     ) -> None:
         check_size("num_epochs", num_epochs)
         check_schedule(schedule)
-        check_choice("draw", draw, _DRAWS)
+        check_choice("draw", draw, get_args(Draw))
         check_size("seed", seed, minimum=0)
-        check_size("num_replicas", num_replicas)
-        check_size("rank", rank, minimum=0)
-        if rank >= num_replicas:
-            raise ValueError(f"rank must be below num_replicas={num_replicas}; received {rank}. Ranks count from 0")
-        self.num_epochs, self.schedule, self.draw = num_epochs, schedule, draw
-        self.shuffle, self.seed, self.num_replicas, self.rank = shuffle, seed, num_replicas, rank
-        self._difficulty = _scores(difficulty)  # never written to, so that states and epochs can share it
+        self.num_epochs, self.schedule, self.draw, self.shuffle, self.seed = num_epochs, schedule, draw, shuffle, seed
+        self.num_replicas, self.rank = _ranks(num_replicas, rank)
+        self._difficulty = _finite_scores(difficulty)  # never written to, so that states and epochs can share it
         self._observed: list[tuple[Tensor, Tensor]] = []
-        self._counts_iterations, self._may_warn = True, True
+        self._counts_iterations = True  # until the first set_epoch
         self.epoch, self._drawn_from = -1, self._difficulty
         self._begin_epoch(0, self._difficulty)
 
@@ -132,32 +121,42 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def difficulty(self) -> Tensor:
         """(n,) the last finite score of every sample, on the CPU."""
         if self._observed:
-            indices, scores = (torch.cat(parts).cpu() for parts in zip(*self._observed, strict=True))
+            indices, scores = (torch.cat(column).cpu() for column in zip(*self._observed, strict=True))
             self._observed.clear()
             finite, updated = scores.isfinite(), self._difficulty.clone()
-            # NumPy lets the last of several scores of a sample win; torch leaves it open.
+            # With NumPy the last of several scores of a sample wins; torch leaves it open which one does.
             updated.numpy()[indices[finite].numpy()] = scores[finite].numpy()
             self._difficulty = updated
         return self._difficulty
 
-    def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
-        """Begins epoch `epoch` of 0 .. num_epochs - 1.
+    @property
+    def indices(self) -> Tensor:
+        """(len,) int64: the samples of this rank in the present epoch, in order. Reading them is no iteration."""
+        return torch.from_numpy(self._indices).long()
 
-        The epoch that `load_state_dict` has taken up goes on, unless new scores are given.
+    def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
+        """Begins an epoch.
+
+        An epoch that is under way goes on, unless new scores are given: one that `load_state_dict` has restored, or one
+        whose iterator has not come to its end.
 
         Args:
-            epoch: which one.
+            epoch: which one, of 0 .. num_epochs - 1.
             difficulty: (n,) new scores. A sample whose score is not finite keeps its last one.
+
+        Raises:
+            TypeError: an argument has the wrong kind.
+            ValueError: the epoch or the shape of the scores does not fit.
         """
         self._check_epoch(epoch)
+        self._counts_iterations = False
         if difficulty is not None:
             check_floating("difficulty", difficulty, self._difficulty.shape)
             scores = difficulty.detach().cpu().to(self._difficulty.dtype)
             self._difficulty = torch.where(scores.isfinite(), scores, self.difficulty)
-        goes_on = self._loaded and difficulty is None and epoch == self.epoch
-        self._counts_iterations = self._may_warn = False
-        if not goes_on:
-            self._begin_epoch(epoch, self.difficulty)
+        elif epoch == self.epoch and self._is_under_way():
+            return
+        self._begin_epoch(epoch, self.difficulty)
 
     def observe(
         self,
@@ -166,63 +165,66 @@ class DifficultyCurriculumSampler(Sampler[int]):
         labels: Tensor,
         centers: Tensor,
         center_mask: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
     ) -> None:
-        """Refreshes the difficulty of samples from their embeddings in a training step, for the epochs to come.
+        """Takes the difficulty of samples from their embeddings in a training step, for the epochs to come.
 
-        With a memory: ``sampler.observe(indices, embeddings, labels, *memory.centroids())``. The score of a sample is
-        the one of the last step that saw it, however long ago; a sample that no step has seen keeps the one it came
-        with. Embeddings with a NaN or an infinity, and samples whose class has no centre, change nothing.
+        With a memory: ``sampler.observe(indices, embeddings, labels, *memory.centroids())``. A sample has the score of
+        the last step that saw it; until then it keeps the one it came with. Rows without a difficulty change nothing:
+        ignored rows, rows with a NaN or an infinity, and rows whose class has no centre.
 
         Every rank has to observe the same samples, or the ranks would draw different epochs: gather the arguments
         first.
 
         Args:
             indices: (N,) integer, which samples these are.
-            embeddings: (N, D), not normalised.
-            labels: (N,) integer classes.
+            embeddings: (N, D) floating, not normalised.
+            labels: (N,) integer classes, or `ignore_index`.
             centers: (C, D) centre of each class.
             center_mask: (C,) bool, which of the centres exist. None for all.
+            ignore_index: the label of ignored rows.
+
+        Raises:
+            TypeError: an argument has the wrong kind.
+            ValueError: a shape, a device, an index or a label does not fit.
         """
-        scores = prototype_difficulty(embeddings, labels, centers, center_mask).to(self._difficulty.dtype)
+        scores = prototype_difficulty(embeddings, labels, centers, center_mask, ignore_index=ignore_index)
         check_indices(indices, scores.shape[0], self._difficulty.shape[0])
-        self._observed.append((indices.long(), scores))
-        if len(self._observed) >= _HELD:
+        self._observed.append((indices.long(), scores.to(self._difficulty.dtype)))
+        if len(self._observed) >= _MAX_WAITING:
             self._difficulty = self.difficulty
 
     def keep_probability(self, epoch: int | None = None) -> Tensor:
-        """(n,) float64, by sample: how probable its presence is, in `epoch` or in the present one."""
+        """(n,) float64: the keep probability of each sample in `epoch`. None for the present epoch."""
         epoch = self.epoch if epoch is None else epoch
         self._check_epoch(epoch)
-        shares, whole = self._shares(epoch)
-        # Samples of equal difficulty take the places that are theirs together in any order.
-        _, group, sizes = np.unique(self._drawn_from.numpy(), return_inverse=True, return_counts=True)
-        sums = np.bincount(np.sort(group), shares / whole)
-        return torch.from_numpy((sums / sizes)[group])
+        return torch.from_numpy(keep_probability(self._drawn_from.numpy(), *self._keep_parts(epoch)))
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
-        """Epoch, position, seed and scores: what `load_state_dict` needs to go on, in the midst of an epoch too.
+        """Epoch, position, seed and scores: what `load_state_dict` needs to go on, also within an epoch.
 
         Args:
             position: how many samples of this rank the training has used in this epoch. None for as many as the last
-                iteration has handed out, which is the same unless the loader reads ahead.
+                iterator has handed out, which is the same unless the loader reads ahead.
         """
         if position is None:
-            used = self._position()
+            used = self._resume_at or 0 if self._last is None else self._last.position * self.num_replicas
         else:
             check_size("position", position, minimum=0)
             used = position * self.num_replicas
         state = {"epoch": self.epoch, "position": used, "seed": self.seed, "difficulty": self.difficulty}
-        if self._drawn_from is not self.difficulty:  # other scores have come in since the epoch began
+        if self._drawn_from is not self.difficulty:  # scores that were observed since the epoch began
             state["drawn_from"] = self._drawn_from
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up the epoch of a `state_dict`, with the samples that it held; the next iteration yields the rest."""
+        """Restores the epoch of a `state_dict` with its samples. The next iteration yields those that are left."""
         missing = {"epoch", "position", "seed", "difficulty"} - state.keys()
         if missing:
             raise ValueError(f"state must come from state_dict; received one without {', '.join(sorted(missing))}")
-        difficulty = _scores(state["difficulty"], self._difficulty)
-        drawn_from = _scores(state["drawn_from"], self._difficulty) if "drawn_from" in state else difficulty
+        difficulty = _finite_scores(state["difficulty"], self._difficulty.shape)
+        drawn_from = _finite_scores(state["drawn_from"], difficulty.shape) if "drawn_from" in state else difficulty
         self._check_epoch(state["epoch"])
         check_size("position", state["position"], minimum=0)
         check_size("seed", state["seed"], minimum=0)
@@ -230,12 +232,6 @@ class DifficultyCurriculumSampler(Sampler[int]):
         self._observed.clear()
         self._begin_epoch(state["epoch"], drawn_from)
         self._resume_at = state["position"]
-        self._loaded = self._counts_iterations = True
-
-    @property
-    def indices(self) -> Tensor:
-        """(len,) int64: the samples of this rank in the present epoch, in order. Looking is no iteration."""
-        return self._indices.long()
 
     def __iter__(self) -> Iterator[int]:
         return _EpochIterator(self)
@@ -247,30 +243,26 @@ class DifficultyCurriculumSampler(Sampler[int]):
         if epoch != self.epoch or drawn_from is not self._drawn_from:
             self._indices = self._draw(epoch, drawn_from)
         self.epoch, self._drawn_from = epoch, drawn_from
-        self._iterator = None
-        self._resume_at = None
-        self._loaded = False
+        self._last = self._resume_at = None
 
-    def _next_position(self) -> int:
-        """Settles in which epoch the iteration that now begins is, and at which of its samples."""
+    def _is_under_way(self) -> bool:
+        return self._resume_at is not None or (self._last is not None and not self._last.finished)
+
+    def _start_position(self) -> int:
+        """How many samples of the epoch all ranks have used when an iterator starts now.
+
+        Moves to the next epoch first if nobody calls set_epoch.
+        """
         if self._resume_at is not None:
             return self._resume_at
-        if self._iterator is not None and self._counts_iterations:
-            if self._may_warn:
-                warnings.warn(
-                    "set_epoch was not called: every iteration over the sampler counts as an epoch, and the last of "
-                    f"num_epochs={self.num_epochs} repeats. Call sampler.set_epoch(epoch) before each epoch",
-                    stacklevel=3,  # the code that iterates, or the loader
-                )
-                self._may_warn = False
+        if self._last is not None and self._counts_iterations:
+            warnings.warn(
+                "set_epoch was not called: every iteration over the sampler counts as an epoch, and the last of "
+                f"num_epochs={self.num_epochs} repeats. Call sampler.set_epoch(epoch) before each epoch",
+                stacklevel=3,  # the code that iterates, or the loader
+            )
             self._begin_epoch(min(self.epoch + 1, self.num_epochs - 1), self.difficulty)
         return 0
-
-    def _position(self) -> int:
-        """How many samples of the epoch have been handed out on all ranks together."""
-        if self._iterator is not None:
-            return self._iterator.position * self.num_replicas
-        return self._resume_at or 0
 
     def _check_epoch(self, epoch: int) -> None:
         check_size("epoch", epoch, minimum=0)
@@ -280,50 +272,49 @@ class DifficultyCurriculumSampler(Sampler[int]):
                 "Build the sampler with the epochs of the whole training"
             )
 
-    def _draw(self, epoch: int, difficulty: Tensor) -> Tensor:
+    def _draw(self, epoch: int, scores: Tensor) -> NDArray[Any]:
         """The samples of this rank in the epoch, in the order in which it sees them."""
-        generator = np.random.default_rng([self.seed, epoch])
-        fixed = self.draw == "fixed"
         drawn = draw_samples(
-            difficulty.numpy(), *self._shares(epoch), systematic=fixed, shuffle=self.shuffle, generator=generator
+            scores.numpy(),
+            *self._keep_parts(epoch),
+            draw=self.draw,
+            shuffle=self.shuffle,
+            generator=np.random.default_rng([self.seed, epoch]),
         )
+        if drawn.shape[0] < self.num_replicas > 1:
+            raise ValueError(
+                f"an epoch must hold at least one sample for each of num_replicas={self.num_replicas}; received "
+                f"{drawn.shape[0]} of {scores.shape[0]} samples in epoch {epoch}. Use fewer ranks or more data"
+            )
         equal = drawn.shape[0] - drawn.shape[0] % self.num_replicas
-        return torch.from_numpy(drawn[self.rank : equal : self.num_replicas].copy())
+        return drawn[self.rank : equal : self.num_replicas].copy()
 
-    def _shares(self, epoch: int) -> tuple[NDArray[np.int32], int]:
-        """The keep probability of each rank from easy to hard as a fraction of whole numbers."""
-        shares = integer_shares(keep_by_rank(self.schedule, epoch, self.num_epochs, self._difficulty.shape[0]))
-        return (shares, WHOLE) if self.draw == "bernoulli" else whole_number_of_samples(shares)
+    def _keep_parts(self, epoch: int) -> tuple[NDArray[np.int32], int]:
+        return keep_parts(self.schedule, self.draw, epoch, self.num_epochs, self._difficulty.shape[0])
 
 
 class _EpochIterator(Iterator[int]):
-    """One pass over an epoch; its first sample, or its state, settles which.
+    """One pass over an epoch. Loaders drop iterators unused, so it starts with its first sample or its state."""
 
-    Loaders make iterators that they drop unused, so making one must not move the sampler.
-    """
-
-    position: int
-    _chunk: list[int]
+    position: int  # samples handed out
+    _indices: NDArray[Any]
 
     def __init__(self, sampler: DifficultyCurriculumSampler) -> None:
-        self._sampler, self._begun = sampler, False
+        self._sampler, self._started, self.finished = sampler, False, False
 
     def __next__(self) -> int:
-        if not self._begun:
-            self._begin(self._sampler._next_position())
+        if not self._started:
+            self._start(self._sampler._start_position())
         if self.position == self._indices.shape[0]:
+            self.finished = True
             raise StopIteration
-        offset = self.position % _CHUNK
-        if offset == 0 or not self._chunk:  # as Python integers they take five times the room, so a chunk at a time
-            self._sampler._loaded = False
-            start = self.position - offset
-            self._chunk = self._indices[start : start + _CHUNK].tolist()
         self.position += 1
-        return self._chunk[offset]
+        return int(self._indices.item(self.position - 1))
 
     def state_dict(self) -> dict[str, int]:
-        if not self._begun:
-            self._begin(self._sampler._next_position())
+        """For torchdata's StatefulDataLoader."""
+        if not self._started:
+            self._start(self._sampler._start_position())
         return {"epoch": self._epoch, "position": self.position * self._sampler.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -331,29 +322,47 @@ class _EpochIterator(Iterator[int]):
         if state["epoch"] != self._sampler.epoch:
             self._sampler._check_epoch(state["epoch"])
             self._sampler._begin_epoch(state["epoch"], self._sampler.difficulty)
-        self._begin(state["position"])
-        self._sampler._loaded = True
+        self._start(state["position"])
 
-    def _begin(self, position: int) -> None:
+    def _start(self, used: int) -> None:
+        """Starts after `used` samples of the epoch, counted over all ranks."""
         sampler = self._sampler
-        self._begun, self._epoch, self._indices = True, sampler.epoch, sampler._indices
-        # Another number of ranks may have left off between two rounds of ours; none sees a sample again.
-        self.position = min(-(-position // sampler.num_replicas), len(sampler))
-        self._chunk = []
-        sampler._iterator, sampler._resume_at = self, None
+        self._started, self._epoch, self._indices = True, sampler.epoch, sampler._indices
+        # Rounded up: with another number of ranks before, a part of a round may be used, and no sample comes twice.
+        self.position = min(-(-used // sampler.num_replicas), len(sampler))
+        sampler._last, sampler._resume_at = self, None
 
 
-def _scores(difficulty: Tensor, like: Tensor | None = None) -> Tensor:
-    """A copy of the scores on the CPU, all of them finite."""
-    check_floating("difficulty", difficulty, ("n",) if like is None else like.shape)
+def _ranks(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+    """The number of ranks and this one, by default those of the running process group."""
+    grouped = dist.is_available() and dist.is_initialized()
+    if num_replicas is None:
+        num_replicas = dist.get_world_size() if grouped else 1
+    check_size("num_replicas", num_replicas)
+    if rank is None:
+        if num_replicas > 1 and not grouped:
+            raise ValueError(
+                f"rank must be given with num_replicas={num_replicas} where no process group runs; received None. "
+                "Pass this process's rank, or call torch.distributed.init_process_group first"
+            )
+        rank = dist.get_rank() if grouped else 0
+    check_size("rank", rank, minimum=0)
+    if rank >= num_replicas:
+        raise ValueError(f"rank must be below num_replicas={num_replicas}; received {rank}. Ranks count from 0")
+    return num_replicas, rank
+
+
+def _finite_scores(difficulty: Tensor, shape: tuple[int | str, ...] = ("n",)) -> Tensor:
+    """A copy on the CPU, in float32 or float64."""
+    check_floating("difficulty", difficulty, shape)
     if difficulty.shape[0] == 0:
         raise ValueError("difficulty must hold at least one sample; received none. Rank the training set first")
     finite = difficulty.isfinite()
     if not bool(finite.all()):
         wrong = int((~finite).nonzero()[0])
         raise ValueError(
-            f"difficulty must be finite; received {float(difficulty[wrong])} for sample {wrong}. "
-            "Embeddings with a NaN or an infinity have no difficulty; set_epoch keeps the last one"
+            f"difficulty must be finite; received {float(difficulty[wrong])} for sample {wrong}. A sample has none if "
+            "its embedding is not finite, its label is ignored or its class has no centre: leave it out, or give it a "
+            "score. set_epoch keeps the last one"
         )
-    half = difficulty.dtype not in (torch.float32, torch.float64)
-    return difficulty.detach().cpu().to(torch.float32 if half else difficulty.dtype, copy=True)
+    return difficulty.detach().to("cpu", computed_dtype(difficulty), copy=True)

@@ -1,4 +1,4 @@
-"""How hard each sample is: its distance from its own class's centre, against all centres."""
+"""How hard a sample is: its distance from the centre of its own class, compared with all centres."""
 
 from __future__ import annotations
 
@@ -8,37 +8,54 @@ import torch
 from torch import Tensor
 
 from spcl_loss._checks import check_device, check_floating, check_indices, check_labels, check_mask, check_size
-from spcl_loss._numerics import unit_rows
+from spcl_loss._numerics import computed_dtype, full_precision, unit_rows
 
-_BLOCK_ELEMENTS = 1 << 20  # what one block of rows may hold: a few MiB, so that it stays in cache
+_BLOCK_ELEMENTS = 1 << 20  # entries per block of rows: a few MiB, so that a block stays in cache
+_NO_CLASS = -1  # the label of ignored rows in here
+
 Block = tuple[Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
 def prototype_difficulty(
-    embeddings: Tensor, labels: Tensor, centers: Tensor | None = None, center_mask: Tensor | None = None
+    embeddings: Tensor,
+    labels: Tensor,
+    centers: Tensor | None = None,
+    center_mask: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    leave_one_out: bool = False,
 ) -> Tensor:
-    """How far each sample is from its own class's centre, against all centres.
+    """Computes how far each sample is from the centre of its own class, compared with all centres.
 
-    With the distance d = (1 - cos) / 2, the difficulty of sample i is ``d(z_i, own centre) / sum_c d(z_i, centre_c)``,
-    and zero where all distances are. The pass is blockwise: memory beyond the arguments and the result is that of a
-    block, and of the centres.
+    With the distance d(a, b) = (1 - cos(a, b)) / 2, the difficulty of sample i is::
+
+        d(z_i, centre of its class) / sum_c d(z_i, centre_c)                   (Song et al., section 3.3)
+
+    and zero where all distances are zero. The pass is blockwise: it needs memory for one block and for the centres
+    beyond the arguments and the result.
+
+    The paper's centres contain the sample itself. That favours small classes: the only sample of a class is its own
+    centre and has difficulty 0, even if the embeddings are pure noise. `leave_one_out` removes this bias.
 
     Args:
         embeddings: (n, D) floating, of the whole training set, not normalised.
-        labels: (n,) integer classes.
-        centers: (C, D), row c for class c. None for the class means of `embeddings`; classes without a sample then
-            have no centre.
+        labels: (n,) integer classes, or `ignore_index`.
+        centers: (C, D) floating, row c for class c. None for the class means of `embeddings`; classes without a sample
+            then have no centre, and labels may be any numbers from 0 on.
         center_mask: (C,) bool, which of `centers` exist; `PrototypeMemory.centroids` gives both. None for all. A centre
             with a NaN or an infinity does not exist either.
+        ignore_index: the label of rows that have no difficulty and enter no class mean.
+        leave_one_out: whether a sample is left out of its own class's mean when it is scored.
 
     Returns:
-        (n,) in [0, 1]; float64 for float64 embeddings, else float32. NaN for an embedding with a NaN or an infinity,
-        which enters no class mean, and for a sample whose class has no centre.
+        (n,) in [0, 1]; float64 for float64 embeddings, else float32. NaN for ignored rows, for rows with a NaN or an
+        infinity, which enter no class mean, and for rows whose class has no centre. With `leave_one_out` the only
+        sample of a class has no centre either.
 
     Raises:
         TypeError: an argument is no tensor or has the wrong kind of dtype.
-        ValueError: a shape, a device or a label does not fit; the message says what would.
+        ValueError: a shape, a device, a label or an option does not fit; the message says what would.
 
     Example:
         >>> import torch
@@ -56,18 +73,14 @@ def prototype_difficulty(
     if centers is not None:
         check_floating("centers", centers, ("C", width))
         check_device("centers", centers, "embeddings", embeddings.device)
-    _check_mask(centers, center_mask)
-    check_labels(labels, rows, embeddings.device, None if centers is None else centers.shape[0], ignore_index=None)
-    labels = labels.long()
-    if centers is None:
-        means = _ClassMeans(embeddings)
-        means.add(embeddings, labels)
-        centers, center_mask = means.result()
-    unit_centers, exists = _unit_centers(centers, center_mask, _compute_dtype(embeddings))
-    difficulty = embeddings.new_empty(rows, dtype=unit_centers.dtype)
-    for part in _parts(rows, width + centers.shape[0]):
-        difficulty[part] = _difficulty(embeddings[part], labels[part], unit_centers, exists)
-    return difficulty
+    _check_options(centers, center_mask, leave_one_out)
+    check_labels(labels, rows, embeddings.device, None if centers is None else centers.shape[0], ignore_index)
+    labels = _known_labels(labels, ignore_index)
+    if centers is not None:
+        return _difficulty(embeddings, labels, centers, center_mask)
+    means = _ClassMeans(embeddings)
+    means.add(embeddings, labels)
+    return means.difficulty(embeddings, labels, leave_one_out)
 
 
 @torch.no_grad()
@@ -76,11 +89,14 @@ def prototype_difficulty_blocks(
     num_samples: int,
     centers: Tensor | None = None,
     center_mask: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    leave_one_out: bool = False,
 ) -> Tensor:
-    """`prototype_difficulty` of samples that come in blocks, for data that does not fit in memory.
+    """Computes `prototype_difficulty` for samples that come in blocks, for data that does not fit in memory.
 
-    Without `centers` it goes over `blocks` twice, for the class means and for the scores; with them once. Memory beyond
-    a block is that of the centres and of the result.
+    Without `centers` it reads `blocks` twice, for the class means and for the scores; with them once. It needs memory
+    for one block, the centres and the result.
 
     Args:
         blocks: each (indices (N,), embeddings (N, D), labels (N,)), in any order and of any size: a list, a DataLoader,
@@ -88,6 +104,8 @@ def prototype_difficulty_blocks(
         num_samples: n. The indices are from 0 to n - 1.
         centers: as in `prototype_difficulty`; on the device of the embeddings.
         center_mask: as in `prototype_difficulty`.
+        ignore_index: as in `prototype_difficulty`.
+        leave_one_out: as in `prototype_difficulty`.
 
     Returns:
         (n,) on the CPU, in [0, 1]; float64 if a block is, else float32. NaN where `prototype_difficulty` gives one,
@@ -95,7 +113,7 @@ def prototype_difficulty_blocks(
 
     Raises:
         TypeError: an argument has the wrong kind.
-        ValueError: a shape, a device, an index or a label does not fit, or `blocks` can be gone over only once.
+        ValueError: a shape, a device, an index, a label or an option does not fit, or `blocks` can be read only once.
 
     Example:
         >>> import torch
@@ -109,28 +127,16 @@ def prototype_difficulty_blocks(
         EMNLP 2022, section 3.3.
     """
     check_size("num_samples", num_samples)
-    _check_mask(centers, center_mask)
-    counted = None
-    if centers is None:
-        if iter(blocks) is blocks:
-            raise ValueError(
-                "blocks must be an iterable that starts anew for the second pass; received "
-                f"{type(blocks).__name__}, which can be gone over once. Pass a list, a DataLoader or an object with "
-                "__iter__, or pass centers"
-            )
-        means, counted = None, 0
-        for _, embeddings, labels in _checked(blocks, num_samples, None):
-            means = means or _ClassMeans(embeddings)
-            means.add(embeddings, labels)
-            counted += embeddings.shape[0]
-        if means is None:
-            raise ValueError("blocks must hold at least one block; received none. Pass the data, or centers")
-        centers, center_mask = means.result()
-
-    difficulty = torch.full((num_samples,), torch.nan)
+    _check_options(centers, center_mask, leave_one_out)
+    means, counted = (None, None) if centers is not None else _means_of_blocks(blocks, num_samples, ignore_index)
+    # The result is float32 on the CPU, whatever torch's default dtype and device are.
+    difficulty = torch.full((num_samples,), torch.nan, dtype=torch.float32, device="cpu")
     rows = 0
-    for indices, embeddings, labels in _checked(blocks, num_samples, centers.shape[0]):
-        scores = prototype_difficulty(embeddings, labels, centers, center_mask).cpu()
+    for indices, embeddings, labels in _checked(blocks, num_samples, ignore_index):
+        if means is not None:
+            scores = means.difficulty(embeddings, _known_labels(labels, ignore_index), leave_one_out).cpu()
+        else:
+            scores = prototype_difficulty(embeddings, labels, centers, center_mask, ignore_index=ignore_index).cpu()
         difficulty = difficulty.to(torch.promote_types(difficulty.dtype, scores.dtype))
         difficulty[indices.long().cpu()] = scores
         rows += embeddings.shape[0]
@@ -142,70 +148,124 @@ def prototype_difficulty_blocks(
     return difficulty
 
 
-def _checked(blocks: Iterable[Block], num_samples: int, num_classes: int | None) -> Iterator[Block]:
+def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> tuple[_ClassMeans, int]:
+    """The class means, and the number of rows."""
+    if iter(blocks) is blocks:
+        raise ValueError(
+            "blocks must be an iterable that starts anew for the second pass; received "
+            f"{type(blocks).__name__}, which can be read only once. Pass a list, a DataLoader or an object with "
+            "__iter__, or pass centers"
+        )
+    means, rows = None, 0
+    for _, embeddings, labels in _checked(blocks, num_samples, ignore_index):
+        means = means or _ClassMeans(embeddings)
+        means.add(embeddings, _known_labels(labels, ignore_index))
+        rows += embeddings.shape[0]
+    if means is None:
+        raise ValueError("blocks must hold at least one block; received none. Pass the data, or centers")
+    return means, rows
+
+
+def _checked(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> Iterator[Block]:
     for indices, embeddings, labels in blocks:
         check_floating("embeddings", embeddings, ("N", "D"))
-        check_labels(labels, embeddings.shape[0], embeddings.device, num_classes, ignore_index=None)
+        check_labels(labels, embeddings.shape[0], embeddings.device, None, ignore_index)
         check_indices(indices, embeddings.shape[0], num_samples)
-        yield indices, embeddings, labels.long()
+        yield indices, embeddings, labels
 
 
-def _check_mask(centers: Tensor | None, mask: Tensor | None) -> None:
-    if mask is None:
-        return
+def _check_options(centers: Tensor | None, mask: Tensor | None, leave_one_out: bool) -> None:
     if centers is None:
-        raise ValueError("center_mask needs centers; received centers=None. Pass both or neither")
-    check_mask("center_mask", mask, centers.shape[0])
-    check_device("center_mask", mask, "centers", centers.device)
+        if mask is not None:
+            raise ValueError("center_mask needs centers; received centers=None. Pass both or neither")
+        return
+    if leave_one_out:
+        raise ValueError(
+            "leave_one_out needs the class means of the embeddings; received centers. Pass one of the two"
+        )
+    if mask is not None:
+        check_mask("center_mask", mask, centers.shape[0])
+        check_device("center_mask", mask, "centers", centers.device)
+
+
+def _known_labels(labels: Tensor, ignore_index: int) -> Tensor:
+    labels = labels.long()  # before the comparison, since -100 as a uint8 is the class 156
+    return labels.masked_fill(labels == ignore_index, _NO_CLASS)
 
 
 class _ClassMeans:
-    """Running sums of the raw embeddings of each class."""
+    """Running sums of the raw embeddings of each class that occurs."""
 
     def __init__(self, like: Tensor) -> None:
-        # A class may have millions of rows; float32 sums would lose digits. Apple's GPUs have no float64.
+        # A class may have millions of rows: float32 sums would lose digits. Apple's GPUs have no float64.
         dtype = torch.float32 if like.device.type == "mps" else torch.float64
-        # Row c + 1 is for class c, row 0 for embeddings that are not finite.
+        # Row 0 takes the rows that enter no mean: ignored ones and those that are not finite.
+        self.classes = torch.full((1,), _NO_CLASS, device=like.device)  # sorted
         self.sums = torch.zeros(1, like.shape[1], dtype=dtype, device=like.device)
         self.sizes = torch.zeros(1, dtype=torch.long, device=like.device)
 
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
-        missing = int(labels.max()) + 2 - self.sizes.shape[0] if labels.numel() else 0
-        if missing > 0:
-            self.sums = torch.cat([self.sums, self.sums.new_zeros(missing, self.sums.shape[1])])
-            self.sizes = torch.cat([self.sizes, self.sizes.new_zeros(missing)])
+        classes = torch.cat([self.classes, labels]).unique()
+        if classes.shape != self.classes.shape:
+            old = torch.searchsorted(classes, self.classes)
+            count = classes.shape[0]
+            self.sums = self.sums.new_zeros(count, self.sums.shape[1]).index_copy_(0, old, self.sums)
+            self.sizes = self.sizes.new_zeros(count).index_copy_(0, old, self.sizes)
+            self.classes = classes
+        places = torch.searchsorted(classes, labels)
         for part in _parts(*embeddings.shape):
-            # a call of its own, so that the copy of one part is freed before the next is made
-            self._add_part(embeddings[part].to(self.sums.dtype), labels[part])
+            # In a function of its own, so that the copy of one part is freed before the next is made.
+            self._add_part(embeddings[part].to(self.sums.dtype), places[part])
 
-    def _add_part(self, rows: Tensor, labels: Tensor) -> None:
-        target = torch.where(rows.sum(1).isfinite(), labels + 1, 0)
+    def _add_part(self, rows: Tensor, places: Tensor) -> None:
+        target = places.masked_fill(~rows.sum(1).isfinite(), 0)
         self.sums.index_add_(0, target, rows)
         self.sizes.index_add_(0, target, torch.ones_like(target))
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """(C, D) means, and (C,) bool, which classes have any."""
+    def difficulty(self, embeddings: Tensor, labels: Tensor, leave_one_out: bool) -> Tensor:
+        """(N,) of rows with these labels, compared with the means."""
+        places = torch.searchsorted(self.classes, labels).clamp_max(self.classes.shape[0] - 1)
+        places = torch.where(self.classes[places] == labels, places, 0) - 1  # row 0 becomes _NO_CLASS
         sums, sizes = self.sums[1:], self.sizes[1:]
-        return sums / sizes.clamp_min(1)[:, None], sizes > 0
+        means = sums / sizes.clamp_min(1)[:, None]
+        return _difficulty(embeddings, places, means, sizes > 0, (sums, sizes) if leave_one_out else None)
 
 
-def _unit_centers(centers: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(D, C) of unit length, zero where there is none, and (C,) of `dtype`, one where there is."""
+def _difficulty(
+    embeddings: Tensor,
+    labels: Tensor,
+    centers: Tensor,
+    mask: Tensor | None,
+    sums_and_sizes: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """(N,) of rows whose label is a row of `centers` or _NO_CLASS; with sums and sizes of the classes, leaves one out."""
     exists = centers.isfinite().all(1)
     exists = exists if mask is None else exists & mask
-    return unit_rows(centers.to(dtype).masked_fill(~exists[:, None], 0)).T, exists.to(dtype)
+    dtype = computed_dtype(embeddings)
+    unit_centers = unit_rows(centers.to(dtype).masked_fill(~exists[:, None], 0))
+    difficulty = embeddings.new_full((embeddings.shape[0],), torch.nan, dtype=dtype)
+    if centers.shape[0] == 0:
+        return difficulty
+    with full_precision(embeddings.device.type):
+        for part in _parts(embeddings.shape[0], sum(unit_centers.shape)):
+            rows, classes = embeddings[part], labels[part].clamp_min(0)
+            unit, known = unit_rows(rows.to(dtype)), exists[classes] & (labels[part] != _NO_CLASS)
+            distances = _distance(unit @ unit_centers.T)
+            if sums_and_sizes is None:
+                own = distances.gather(1, classes[:, None])
+            else:
+                sums, sizes = (of_class[classes] for of_class in sums_and_sizes)
+                others = (sums - rows) / (sizes - 1).clamp_min(1)[:, None]
+                own = _distance(torch.linalg.vecdot(unit, unit_rows(others.to(dtype)))[:, None])
+                distances.scatter_(1, classes[:, None], own)
+                known &= sizes > 1
+            total = distances @ exists.to(dtype)
+            difficulty[part] = (own[:, 0] / total.masked_fill(total == 0, 1)).masked_fill(~known, torch.nan)
+    return difficulty
 
 
-def _difficulty(embeddings: Tensor, labels: Tensor, unit_centers: Tensor, exists: Tensor) -> Tensor:
-    """(N,) of a block of rows."""
-    distances = ((1 - unit_rows(embeddings.to(unit_centers.dtype)) @ unit_centers) / 2).clamp_(0, 1)
-    own = distances.gather(1, labels[:, None]).squeeze(1)
-    total = distances @ exists
-    return (own / total.masked_fill(total == 0, 1)).masked_fill(exists[labels] == 0, torch.nan)
-
-
-def _compute_dtype(embeddings: Tensor) -> torch.dtype:
-    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+def _distance(cosine: Tensor) -> Tensor:
+    return ((1 - cosine) / 2).clamp_(0, 1)
 
 
 def _parts(rows: int, width: int) -> Iterator[slice]:
