@@ -1,6 +1,7 @@
 """Sampler: golden numbers, exactness of the draws, statistics of inclusion, exact continuation."""
 
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -226,7 +227,7 @@ class TestDraws:
         assert ordered == sorted(shuffled, key=lambda i: i * 37 % 101) != shuffled
 
     @each_draw
-    @pytest.mark.parametrize(("n", "num_replicas"), [(101, 2), (10, 3), (3, 4)])
+    @pytest.mark.parametrize(("n", "num_replicas"), [(101, 2), (10, 3)])
     def test_replicas_share_an_epoch_equally(self, draw, n, num_replicas):
         whole, parts = sampler(n, draw=draw), []
         for rank in range(num_replicas):
@@ -239,6 +240,20 @@ class TestDraws:
             assert len(set().union(*shares)) == sum(map(len, shares))  # disjoint
             assert set().union(*shares) <= set(whole)
             assert len(whole) - sum(map(len, shares)) < num_replicas
+
+    @each_draw
+    def test_more_ranks_than_samples_are_an_error(self, draw):
+        with pytest.raises(ValueError, match=r"num_replicas=4; received \d of 3 samples in epoch 0.*fewer ranks"):
+            sampler(3, draw=draw, num_replicas=4, rank=1)
+
+    @pytest.mark.parametrize(("stated", "expected"), [({}, (3, 2)), ({"num_replicas": 1, "rank": 0}, (1, 0))])
+    def test_ranks_are_those_of_the_running_process_group(self, stated, expected, monkeypatch):
+        for name, value in {"is_initialized": True, "get_world_size": 3, "get_rank": 2}.items():
+            monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+        curriculum = sampler(**stated)
+        assert (curriculum.num_replicas, curriculum.rank) == expected
+        alike = sampler(num_replicas=expected[0], rank=expected[1])
+        assert list(curriculum) == list(alike)
 
     def test_serves_a_data_loader(self):
         loader = DataLoader(torch.arange(101), sampler=sampler(), batch_size=8)
@@ -440,6 +455,18 @@ class TestResume:
         second.set_epoch(1)
         assert second.state_dict()["position"] == 0
 
+    def test_set_epoch_keeps_the_place_of_an_iterator_that_runs(self, tmp_path):
+        first, second, expected = sampler(), sampler(), list(epochs(sampler()))
+        first.set_epoch(1)
+        iterator = iter(first)
+        for _ in range(20):
+            next(iterator)
+        first.set_epoch(1)
+        assert first.state_dict()["position"] == 20
+        second.load_state_dict(saved(first.state_dict(), tmp_path))
+        assert list(iterator) == list(second) == expected[1][20:]
+        assert list(first) == expected[1]
+
     def test_a_finished_epoch_is_followed_by_a_whole_one(self):
         first, second = sampler(), sampler()
         first.set_epoch(1)
@@ -482,8 +509,11 @@ class TestWithoutSetEpoch:
         expected = list(epochs(sampler()))
         curriculum = sampler()
         assert list(curriculum) == expected[0]
-        with pytest.warns(UserWarning, match=r"sampler\.set_epoch\(epoch\)") as caught:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")  # as Python does: once for each line of code
             assert [list(curriculum) for _ in range(4)] == [*expected[1:], expected[-1]]
+        assert "sampler.set_epoch(epoch)" in str(caught[0].message)
+        assert caught[0].filename == __file__
         assert len(caught) == 1
 
     def test_an_iteration_that_was_cut_short_counts(self):
@@ -533,6 +563,7 @@ BAD_SAMPLER = {
         "0.4",
         {"schedule": lambda epoch: torch.full((4,), 0.1)},
     ),
+    "rank missing": (ValueError, "rank must be given", "None", {"num_replicas": 2}),
     "rank negative": (ValueError, "rank", "-1", {"rank": -1}),
 }
 

@@ -39,9 +39,7 @@ def check_schedule(schedule: Schedule) -> None:
             )
 
 
-def keep_parts(
-    schedule: Schedule, draw: Draw, epoch: int, num_epochs: int, size: int
-) -> tuple[NDArray[np.int32], int]:
+def keep_parts(schedule: Schedule, draw: Draw, epoch: int, num_epochs: int, size: int) -> tuple[NDArray[np.int32], int]:
     """The keep probabilities of an epoch as whole numbers.
 
     Returns:

@@ -237,7 +237,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         return _EpochIterator(self)
 
     def __len__(self) -> int:
-        return self._indices.shape[0]
+        return len(self._indices)
 
     def _begin_epoch(self, epoch: int, drawn_from: Tensor) -> None:
         if epoch != self.epoch or drawn_from is not self._drawn_from:

@@ -180,9 +180,7 @@ def _check_options(centers: Tensor | None, mask: Tensor | None, leave_one_out: b
             raise ValueError("center_mask needs centers; received centers=None. Pass both or neither")
         return
     if leave_one_out:
-        raise ValueError(
-            "leave_one_out needs the class means of the embeddings; received centers. Pass one of the two"
-        )
+        raise ValueError("leave_one_out needs the class means of the embeddings; received centers. Pass one of the two")
     if mask is not None:
         check_mask("center_mask", mask, centers.shape[0])
         check_device("center_mask", mask, "centers", centers.device)
@@ -205,7 +203,7 @@ class _ClassMeans:
         self.sizes = torch.zeros(1, dtype=torch.long, device=like.device)
 
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
-        classes = torch.cat([self.classes, labels]).unique()
+        classes: Tensor = torch.cat([self.classes, labels]).unique()  # type: ignore[no-untyped-call]
         if classes.shape != self.classes.shape:
             old = torch.searchsorted(classes, self.classes)
             count = classes.shape[0]
@@ -238,7 +236,7 @@ def _difficulty(
     mask: Tensor | None,
     sums_and_sizes: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """(N,) of rows whose label is a row of `centers` or _NO_CLASS; with sums and sizes of the classes, leaves one out."""
+    """(N,) of rows whose labels are rows of `centers` or _NO_CLASS. With `sums_and_sizes`, leaves each sample out."""
     exists = centers.isfinite().all(1)
     exists = exists if mask is None else exists & mask
     dtype = computed_dtype(embeddings)
