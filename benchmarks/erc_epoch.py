@@ -11,7 +11,7 @@ raw corpus to the dev score after the last epoch. The example runs twice: with t
 context, 256 tokens) and embedding tables that learn as there, and as it does by default, with one input for several
 turns of a dialogue and tables that stay.
 
-python benchmarks/erc_epoch.py --output docs/performance
+    python benchmarks/erc_epoch.py
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def main() -> None:
                 seconds, scores[name] = run(settings, corpus, Path(folder) / "run")
             times.setdefault(name, []).append(seconds / options.epochs)
             rows = [{**row, **about} for row in results(times, scores)]
-            save(options.output / "erc_epoch.json", rows)  # of what is done: a whole dataset takes hours
+            save(options.output / "erc_epoch.csv", rows)  # of what is done: a whole dataset takes hours
     print(f"{about}\n{machine()}\n\n{table(rows)}")
 
 

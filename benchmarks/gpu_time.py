@@ -1,188 +1,187 @@
-"""Timings on a GPU: its matrix products, the loss, what one would use instead, and public kernels of other losses."""
+"""Times on a GPU: the loss, the whole step with its memory, dense PyTorch, and public kernels of related losses."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest.mock import patch
 
 import torch
-import torch._functorch.config as functorch
-from device import extra_peak_bytes, free, medians
-from plain import dense_loss
+from measure import dense_loss, extra_peak_bytes, interleaved
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
+from spcl_loss import SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import launch
 
-Run = Callable[[], Tensor]
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
-PEERS = {"memeff": "memeff", "inf_cl": "inf-cl", "siglip_kernel": "siglip-kernel"}
-# Copies of the N x N matrix in float32 that each holds at its peak, roughly: what cannot fit is not tried.
-_MATRICES = {"dense": 6, "dense, compiled": 4}
+SIZES = (65536, 16384, 4096, 1024, 256, 32)
+WIDTHS = (768, 256, 1024)
+CLASSES = 7
+PEERS = {"memeff": "memeff, CLIP", "inf_cl": "inf-cl, one-way softmax", "siglip_kernel": "siglip-kernel, sigmoid"}
+# Copies of the N x N matrix that each holds at its peak, roughly: what cannot fit is not tried.
+MATRICES = {"dense, eager": 6, "dense, compiled": 4}
 
-
-def set_products(dtype: str) -> None:
-    """What float32 products are made of; "float32" obeys PyTorch's default, which is no tensor core."""
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+Row = dict[str, Any]
+Loss = tuple[Callable[[], Tensor], list[Tensor]]  # a loss, and what it is differentiated by
 
 
-def ceiling(
-    dtype: str, device: torch.device, seconds: float, sizes: tuple[tuple[int, int, int], ...]
-) -> dict[str, Any]:
-    """The fastest of a few matrix products (n x k times k x m): what this GPU does, not what its data sheet says."""
-    set_products(dtype)
-    best: dict[str, Any] = {"dtype": dtype, "operations a second": 0.0}
-    for n, k, m in sizes:
-        left, right = (torch.randn(*shape, device=device).to(DTYPES[dtype]) for shape in ((n, k), (k, m)))
-        time = medians(device, {"product": lambda left=left, right=right: left @ right}, seconds)["product"]
-        if 2 * n * k * m / time > best["operations a second"]:
-            best |= {"operations a second": 2 * n * k * m / time, "n, k, m": f"{n}, {k}, {m}"}
-    return best
+def time_rows(dtype: torch.dtype, impl: str, device: torch.device, plan: Row, deadline: float) -> Iterator[Row]:
+    """A row for every contestant at every size; the largest batches of the commonest width come first."""
+    about = {"dtype": str(dtype).removeprefix("torch.")}
+    yield {**about, "what": "product of 8192 x 8192 matrices", "TFLOP/s": product_rate(dtype, device, plan)}
+    yield from ({"what": what, "skipped": "not installed"} for name, what in PEERS.items() if not installed(name))
+    for D in plan["widths"]:
+        torch._dynamo.reset()  # after some recompilations it would stop compiling, and say so nowhere
+        compile_options = {"dynamic": True, "backend": "inductor" if device.type == "cuda" else "aot_eager"}
+        compiled_dense = torch.compile(dense_loss, **compile_options)
+        criterion = SupervisedPrototypicalContrastiveLoss(CLASSES, D, impl=impl).to(device)
+        compiled_criterion = torch.compile(criterion, **compile_options)
+        for N in plan["sizes"]:
+            shape = {"N": N, "D": D, **about}
+            if time.time() > deadline:
+                yield {**shape, "what": "all", "skipped": "no time left"}
+                continue
+            embeddings, labels = batch(N, D, dtype, device)
+            contestants: dict[str, Callable[[], Loss]] = {
+                f"ours, {impl}": lambda: (lambda: spcl(embeddings, labels, impl=impl), [embeddings]),
+                "ours, strips": lambda: (lambda: spcl(embeddings, labels, impl="strips"), [embeddings]),
+                "dense, eager": lambda: (lambda: dense_loss(embeddings, labels), [embeddings]),
+                "dense, compiled": lambda: (lambda: compiled_dense(embeddings, labels), [embeddings]),
+            }
+            towers = {PEERS[name]: lambda name=name: peer(name, N, D, dtype, device) for name in filter(installed, PEERS)}
+            for what, make in {**contestants, **towers}.items():
+                if N * N * embeddings.element_size() * MATRICES.get(what, 0) > free_bytes(device):
+                    yield {**shape, "what": what, "skipped": "needs more memory than there is"}
+                    continue
+                yield {**shape, "what": what, **attempt(lambda make=make: passes(*make(), shape, device, plan))}
+            fill(criterion, N, D, device)
+            steps = {"eager": criterion, "compiled": compiled_criterion, "CUDA graph": None}
+            for how, step in steps.items():
+                if how == "CUDA graph" and device.type != "cuda":
+                    continue
+                row = attempt(lambda step=step: whole_step(step, criterion, embeddings, labels, device, plan))
+                yield {**shape, "what": f"ours with memory, {how}", **row}
 
 
-def executed_products(N: int, D: int, dtype: str) -> float:
-    """N x N x D products (2 N^2 D operations each) that our kernels execute, by the path that the launcher takes."""
-    if N <= launch.SMALL_ROWS:  # the backward pass makes the scores again for every slice of 64 columns
-        return 1 + -(-D // 64) + 1
-    if dtype == "bfloat16" and D <= launch.NARROW and launch.NARROW_ROWS <= N:
-        return 0.5 + 2
-    return 0.5 + 0.5 + 1
+def attempt(measure: Callable[[], Row]) -> Row:
+    """What was measured, or why it was not: a fault loses one row only."""
+    try:
+        return measure()
+    except Exception as error:
+        return {"skipped": f"{type(error).__name__}: {str(error)[:200]}"}
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def batch(N: int, D: int, dtype: str, device: torch.device, classes: int = 7) -> tuple[Tensor, Tensor]:
+def product_rate(dtype: torch.dtype, device: torch.device, plan: Row) -> float:
+    """What this GPU's own matrix product reaches, in 10^12 operations a second."""
+    size = plan["product"]
+    left = torch.randn(size, size, device=device).to(dtype)
+    times = interleaved({"product": lambda: left @ left}, plan["seconds"], plan["least"], device)["product"]
+    return 2 * size**3 / statistics.median(times) / 1e12
+
+
+def batch(N: int, D: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     torch.manual_seed(N + D)
-    embeddings = torch.randn(N, D, device=device).to(DTYPES[dtype]).requires_grad_()
-    return embeddings, torch.randint(classes, (N,), device=device)
+    return torch.randn(N, D, device=device).to(dtype).requires_grad_(), torch.randint(CLASSES, (N,), device=device)
 
 
-def passes(device: torch.device, loss: Run, leaves: list[Tensor], seconds: float, least: int) -> dict[str, Any]:
+def passes(loss: Callable[[], Tensor], leaves: list[Tensor], shape: Row, device: torch.device, plan: Row) -> Row:
     """Milliseconds of forward, backward and both, and how far memory rises."""
 
     def both() -> Any:
         return torch.autograd.grad(loss(), leaves)
 
-    peak = extra_peak_bytes(device, both)
-    value = loss()
-    runs = {
-        "forward": loss,
-        "backward": lambda: torch.autograd.grad(value, leaves, retain_graph=True),
-        "both": both,
-    }
-    times = medians(device, runs, seconds, least)
-    return {**{f"{name} ms": 1e3 * time for name, time in times.items()}, "peak MiB": peak and peak / 2**20}
+    peak = extra_peak_bytes(both, device)
+    runs = {"forward": loss, "backward": (loss, lambda value: torch.autograd.grad(value, leaves)), "both": both}
+    times = interleaved(runs, plan["seconds"], plan["least"], device)
+    found = {f"{name} ms": 1e3 * statistics.median(values) for name, values in times.items()}
+    operations = 6 * shape["N"] ** 2 * shape["D"]  # of the dense computation, whatever the contestant saves
+    return {**found, "TFLOP/s": operations / found["both ms"] / 1e9, "extra peak MiB": peak and round(peak / 2**20)}
 
 
-def ours(N: int, D: int, dtype: str, device: torch.device, seconds: float, least: int) -> dict[str, Any]:
-    set_products(dtype)
-    embeddings, labels = batch(N, D, dtype, device)
-    measured = passes(device, lambda: spcl(embeddings, labels, impl="triton"), [embeddings], seconds, least)
-    return {"what": "ours", "N": N, "D": D, "dtype": dtype, "products": executed_products(N, D, dtype), **measured}
+def fill(criterion: SupervisedPrototypicalContrastiveLoss, N: int, D: int, device: torch.device) -> None:
+    """Queues are full in all but a run's first steps."""
+    rows = 4 * CLASSES * 256
+    criterion.memory.update(torch.randn(rows, D, device=device), torch.randint(CLASSES, (rows,), device=device))
 
 
-def variants(N: int, D: int, dtype: str, device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
-    """What the launcher chose against what it did not: was it right?"""
-    alternatives = {"ours, not sorted by class": {"SORTED_ROWS": N + 1}}
-    if D <= 256:
-        alternatives["ours, gradient in registers"] = {"NARROW": 256}
-    for what, settings in alternatives.items():
-        with patch.multiple(launch, **settings):
-            yield {**ours(N, D, dtype, device, seconds, 3), "what": what}
+def whole_step(
+    step: Callable[[Tensor, Tensor], Tensor] | None,
+    criterion: torch.nn.Module,
+    embeddings: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    plan: Row,
+) -> Row:
+    """Draw, loss, gradient and the memory's update together: time, and the kernels and copies that they start."""
+
+    def both() -> tuple[Tensor, Tensor]:
+        value = (criterion if step is None else step)(embeddings, labels)
+        return value.detach(), torch.autograd.grad(value, embeddings)[0]
+
+    run = both if step is not None else graph(both, criterion)
+    times = interleaved({"step": run}, plan["seconds"], plan["least"], device)["step"]
+    return {"both ms": 1e3 * statistics.median(times), "launches": launches(run, device)}
 
 
-def once(N: int, D: int, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Forward and backward a single time, for sizes that take seconds. A small run compiles the kernels before."""
-    warm, labels = batch(launch.SORTED_ROWS, D, dtype, device)
-    torch.autograd.grad(spcl(warm, labels, impl="triton"), warm)
-    embeddings, labels = batch(N, D, dtype, device)
-    times = {}
+def graph(eager: Callable[[], tuple[Tensor, Tensor]], criterion: torch.nn.Module) -> Callable[[], None]:
+    """The step, captured. Raises where a replay does not give what the eager step gives from the same state."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            eager()
+    torch.cuda.current_stream().wait_stream(side)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        captured = eager()
+    state = {name: tensor.clone() for name, tensor in criterion.state_dict().items()}
+    expected = [tensor.clone() for tensor in eager()]
+    criterion.load_state_dict(state)
+    recorded.replay()
+    for found, wanted in zip(captured, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-6)
+    return recorded.replay
 
-    def both() -> None:
-        def run() -> None:
-            torch.autograd.grad(spcl(embeddings, labels, impl="triton"), embeddings)
 
-        if device.type == "cuda":
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
+def launches(run: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
+    """Kernels, copies and fills that one run starts; on a CPU, calls of PyTorch operators."""
+    activity, kind = (
+        (ProfilerActivity.CUDA, DeviceType.CUDA) if device.type == "cuda" else (ProfilerActivity.CPU, DeviceType.CPU)
+    )
+    with profile(activities=[activity]) as profiled:
+        for _ in range(repeats):
             run()
-            stop.record()
+        if device.type == "cuda":
             torch.cuda.synchronize()
-            times["both"] = start.elapsed_time(stop)
-        else:
-            times["both"] = 1e3 * medians(device, {"both": run}, 0, 1)["both"]
-
-    peak = extra_peak_bytes(device, both)
-    described = {"what": "ours, once", "N": N, "D": D, "dtype": dtype, "products": executed_products(N, D, dtype)}
-    return {**described, "both ms": times["both"], "peak MiB": peak and peak / 2**20}
+    return sum(event.device_type == kind for event in profiled.events()) / repeats
 
 
-def yardsticks(N: int, D: int, dtype: str, device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
-    """The dense loss in plain PyTorch, eager and compiled, where it fits."""
-    set_products(dtype)
-    torch._dynamo.reset()  # after some shapes it would stop compiling, and say so nowhere
-    functorch.donated_buffer = False  # compiled, a backward pass could not be repeated otherwise
-    embeddings, labels = batch(N, D, dtype, device)
-    compiled = torch.compile(dense_loss, dynamic=False, backend="inductor" if device.type == "cuda" else "aot_eager")
-    losses: dict[str, Run] = {
-        "dense": lambda: dense_loss(embeddings, labels),
-        "dense, compiled": lambda: compiled(embeddings, labels),
-    }
-    room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else 2**30
-    for what, loss in losses.items():
-        row = {"what": what, "N": N, "D": D, "dtype": dtype, "products": 3.0}
-        size = 2 if dtype == "bfloat16" else 4
-        if _MATRICES[what] * size * N * N > room:
-            yield {**row, "skipped": f"would hold {_MATRICES[what] * size * N * N / 2**30:.0f} GiB"}
-            continue
-        yield {**row, **passes(device, loss, [embeddings], seconds, least=3)}
-        free(device)
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
-def absent_peers() -> Iterator[dict[str, Any]]:
-    for module in PEERS:
-        if importlib.util.find_spec(module) is None:
-            yield {"skipped row": PEERS[module], "why": "not installed"}
+def free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info()[0] if device.type == "cuda" else 2**30
 
 
-def peers(N: int, D: int, dtype: str, device: torch.device, seconds: float) -> Iterator[dict[str, Any]]:
-    """Public kernels of related losses over two towers of N rows, each on its own loss.
-
-    `products`: how many N x N x D ones their loss takes without a matrix N x N: scores and the gradients of two towers,
-    and the scores again where the gradient needs a softmax's denominator first.
-    """
-    set_products(dtype)
-    torch.manual_seed(0)
+def peer(name: str, N: int, D: int, dtype: torch.dtype, device: torch.device) -> Loss:
+    """A public kernel over two towers of N rows, on its own loss: more products than ours, no labels."""
     left, right = (
-        torch.nn.functional.normalize(torch.randn(N, D, device=device), dim=1).to(DTYPES[dtype]).requires_grad_()
+        torch.nn.functional.normalize(torch.randn(N, D, device=device), dim=1).to(dtype).requires_grad_()
         for _ in range(2)
     )
-    log_temperature = torch.tensor(2.3, device=device)
-    bias = torch.tensor(-10.0, device=device)
-
-    def memeff(module: Any) -> Run:
+    module = importlib.import_module(name)
+    if name == "memeff":
         criterion = module.MemoryEfficientCLIPLoss(temperature=0.1, normalized_inputs=True)
-        return lambda: criterion(left, right)
-
-    def inf_cl(module: Any) -> Run:
-        return lambda: module.cal_flash_loss(left, right, scale=10.0).mean()
-
-    def siglip(module: Any) -> Run:
-        return lambda: module.fused_siglip_loss(left, right, log_temperature, bias)
-
-    contestants = (
-        ("memeff", "memeff, CLIP", 4.0, memeff),
-        ("inf_cl", "inf-cl, one-way softmax, computes in float32", 4.0, inf_cl),
-        ("siglip_kernel", "siglip-kernel, sigmoid", 3.0, siglip),
-    )
-    for module, what, products, make in contestants:
-        row = {"what": what, "N": N, "D": D, "dtype": dtype, "products": products}
-        if importlib.util.find_spec(module) is None:
-            continue
-        try:
-            loss = make(importlib.import_module(module))
-            yield {**row, **passes(device, loss, [left, right], seconds, least=3)}
-        except Exception as error:  # a peer's fault must not lose the others
-            yield {**row, "skipped": f"{type(error).__name__}: {str(error)[:200]}"}
-        free(device)
+        return lambda: criterion(left, right), [left, right]
+    if name == "inf_cl":
+        return lambda: module.cal_flash_loss(left, right, scale=10.0).mean(), [left, right]
+    log_temperature, bias = torch.tensor(2.3, device=device), torch.tensor(-10.0, device=device)
+    return lambda: module.fused_siglip_loss(left, right, log_temperature, bias), [left, right]

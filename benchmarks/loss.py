@@ -1,6 +1,6 @@
 """Forward and backward of the loss over batch size and width, against the floor and what one would use instead.
 
-    python benchmarks/loss.py --output docs/performance
+    python benchmarks/loss.py
 
 Compares, in one run and interleaved: three N x N x D products (the floor of a dense computation), plain dense PyTorch,
 the same under torch.compile, pytorch-metric-learning's SupConLoss, and ours with impl="dense" and impl="strips".
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import extra_peak_bytes, interleaved, machine, median_ratio, save, table
-from plain import dense_loss, three_products
+from measure import dense_loss, extra_peak_bytes, interleaved, median_ratio, save, table, three_products
 
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 
@@ -88,7 +87,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes[0, column].set_title(f"D = {D}")
         axes[1, column].set_xlabel("batch size N")
     axes[0, 0].legend(fontsize=8)
-    figure.suptitle(f"Loss and gradient, {machine()['threads']} CPU threads, float32")
+    figure.suptitle(f"Loss and gradient, {torch.get_num_threads()} CPU threads, float32")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
@@ -106,7 +105,7 @@ def main() -> None:
     for N in options.sizes:
         for D in options.widths:
             rows += measure(N, D, options.classes, options.seconds, options.memory_gib)
-            save(options.output / "loss.json", rows)
+            save(options.output / "loss.csv", rows)
             print(table(rows[-len(MATRICES) :]), flush=True)
     draw(rows, options.output / "loss.png")
 

@@ -1,6 +1,6 @@
 """One training step of loss and memory at a small batch, against a bare dense loss without memory.
 
-python benchmarks/memory_step.py --output docs/performance
+    python benchmarks/memory_step.py
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleaved, machine, median_ratio, save, table
-from plain import dense_loss
+from measure import dense_loss, interleaved, machine, median_ratio, save, table
 from torch.profiler import ProfilerActivity, profile
 
 from spcl_loss import SupervisedPrototypicalContrastiveLoss
@@ -57,7 +56,7 @@ def main() -> None:
         }
         for name, values in times.items()
     ]
-    save(options.output / "memory_step.json", rows)
+    save(options.output / "memory_step.csv", rows)
     print(f"N={N}, C={C}, D={D}, {machine()}\n{table(rows)}\n")
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(100):

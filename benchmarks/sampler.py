@@ -1,6 +1,6 @@
 """The curriculum sampler and the difficulty of large data sets: time, processor time and memory.
 
-python benchmarks/sampler.py --output docs/performance
+    python benchmarks/sampler.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     rows = sampler_rows(options.samples, options.rounds) + difficulty_rows(options.rows, options.width, options.rounds)
-    save(options.output / "sampler.json", rows)
+    save(options.output / "sampler.csv", rows)
     print(table(rows))
 
 
