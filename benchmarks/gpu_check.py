@@ -47,7 +47,9 @@ def check_shape(N: int, D: int, impl: str, device: torch.device) -> Iterator[dic
     torch.manual_seed(N + D)
     for kind in ("exact", "random")[: 1 if N > 10_000 else 2]:  # how products are rounded does not depend on N
         embeddings, labels, prototypes = inputs(N, D, kind, device)
-        cases = [(name, 0.05 if options["similarity"] == "shifted_cosine" else 0.1) for name, options in METHODS.items()]
+        cases = [
+            (name, 0.05 if options["similarity"] == "shifted_cosine" else 0.1) for name, options in METHODS.items()
+        ]
         # Random rows at so low a temperature show how much a rounded input matters, not whether kernels are right.
         cases += [("spcl", STEEP), ("supcon", STEEP)] if kind == "exact" else []
         for method, temperature in cases:

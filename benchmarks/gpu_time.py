@@ -7,6 +7,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,51 +27,44 @@ PEERS = {"memeff": "memeff, CLIP", "inf_cl": "inf-cl, one-way softmax", "siglip_
 MATRICES = {"dense, eager": 6, "dense, compiled": 4}
 
 Row = dict[str, Any]
-Loss = tuple[Callable[[], Tensor], list[Tensor]]  # a loss, and what it is differentiated by
 
 
 def time_rows(dtype: torch.dtype, impl: str, device: torch.device, plan: Row, deadline: float) -> Iterator[Row]:
     """A row for every contestant at every size; the largest batches of the commonest width come first."""
     about = {"dtype": str(dtype).removeprefix("torch.")}
-    yield {**about, "what": "product of 8192 x 8192 matrices", "TFLOP/s": product_rate(dtype, device, plan)}
+    rate = product_rate(dtype, device, plan)
+    yield {**about, "what": f"product of two {plan['product']}-square matrices", "TFLOP/s": rate}
     yield from ({"what": what, "skipped": "not installed"} for name, what in PEERS.items() if not installed(name))
     for D in plan["widths"]:
         torch._dynamo.reset()  # after some recompilations it would stop compiling, and say so nowhere
-        compile_options = {"dynamic": True, "backend": "inductor" if device.type == "cuda" else "aot_eager"}
-        compiled_dense = torch.compile(dense_loss, **compile_options)
+        compiled = partial(torch.compile, dynamic=True, backend="inductor" if device.type == "cuda" else "aot_eager")
         criterion = SupervisedPrototypicalContrastiveLoss(CLASSES, D, impl=impl).to(device)
-        compiled_criterion = torch.compile(criterion, **compile_options)
+        fill(criterion, D, device)
+        losses = {
+            f"ours, {impl}": partial(spcl, impl=impl),
+            "ours, strips": partial(spcl, impl="strips"),
+            "dense, eager": dense_loss,
+            "dense, compiled": compiled(dense_loss),
+        }
+        steps = {"eager": criterion, "compiled": compiled(criterion), "CUDA graph": criterion}
         for N in plan["sizes"]:
             shape = {"N": N, "D": D, **about}
             if time.time() > deadline:
                 yield {**shape, "what": "all", "skipped": "no time left"}
                 continue
-            embeddings, labels = batch(N, D, dtype, device)
-            contestants: dict[str, Callable[[], Loss]] = {
-                f"ours, {impl}": lambda: (lambda: spcl(embeddings, labels, impl=impl), [embeddings]),
-                "ours, strips": lambda: (lambda: spcl(embeddings, labels, impl="strips"), [embeddings]),
-                "dense, eager": lambda: (lambda: dense_loss(embeddings, labels), [embeddings]),
-                "dense, compiled": lambda: (lambda: compiled_dense(embeddings, labels), [embeddings]),
-            }
-            towers = {PEERS[name]: lambda name=name: peer(name, N, D, dtype, device) for name in filter(installed, PEERS)}
-            for what, make in {**contestants, **towers}.items():
-                if N * N * embeddings.element_size() * MATRICES.get(what, 0) > free_bytes(device):
-                    yield {**shape, "what": what, "skipped": "needs more memory than there is"}
-                    continue
-                yield {**shape, "what": what, **attempt(lambda make=make: passes(*make(), shape, device, plan))}
-            fill(criterion, N, D, device)
-            steps = {"eager": criterion, "compiled": compiled_criterion, "CUDA graph": None}
+            for what, loss in losses.items():
+                yield {**shape, "what": what, **attempt(ours_or_dense, what, loss, N, D, dtype, device, plan)}
+            for name in filter(installed, PEERS):
+                yield {**shape, "what": PEERS[name], **attempt(peer, name, N, D, dtype, device, plan)}
             for how, step in steps.items():
-                if how == "CUDA graph" and device.type != "cuda":
-                    continue
-                row = attempt(lambda step=step: whole_step(step, criterion, embeddings, labels, device, plan))
+                row = attempt(whole_step, how, step, criterion, *batch(N, D, dtype, device), device, plan)
                 yield {**shape, "what": f"ours with memory, {how}", **row}
 
 
-def attempt(measure: Callable[[], Row]) -> Row:
+def attempt(measure: Callable[..., Row], *arguments: Any) -> Row:
     """What was measured, or why it was not: a fault loses one row only."""
     try:
-        return measure()
+        return measure(*arguments)
     except Exception as error:
         return {"skipped": f"{type(error).__name__}: {str(error)[:200]}"}
     finally:
@@ -91,7 +85,23 @@ def batch(N: int, D: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     return torch.randn(N, D, device=device).to(dtype).requires_grad_(), torch.randint(CLASSES, (N,), device=device)
 
 
-def passes(loss: Callable[[], Tensor], leaves: list[Tensor], shape: Row, device: torch.device, plan: Row) -> Row:
+def ours_or_dense(
+    what: str,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    N: int,
+    D: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    plan: Row,
+) -> Row:
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else 2**30
+    if N * N * dtype.itemsize * MATRICES.get(what, 0) > free:
+        return {"skipped": "needs more memory than there is"}
+    embeddings, labels = batch(N, D, dtype, device)
+    return passes(lambda: loss(embeddings, labels), [embeddings], device, plan)
+
+
+def passes(loss: Callable[[], Tensor], leaves: list[Tensor], device: torch.device, plan: Row) -> Row:
     """Milliseconds of forward, backward and both, and how far memory rises."""
 
     def both() -> Any:
@@ -101,18 +111,20 @@ def passes(loss: Callable[[], Tensor], leaves: list[Tensor], shape: Row, device:
     runs = {"forward": loss, "backward": (loss, lambda value: torch.autograd.grad(value, leaves)), "both": both}
     times = interleaved(runs, plan["seconds"], plan["least"], device)
     found = {f"{name} ms": 1e3 * statistics.median(values) for name, values in times.items()}
-    operations = 6 * shape["N"] ** 2 * shape["D"]  # of the dense computation, whatever the contestant saves
+    N, D = leaves[0].shape
+    operations = 6 * N * N * D  # of the dense computation, whatever the contestant saves
     return {**found, "TFLOP/s": operations / found["both ms"] / 1e9, "extra peak MiB": peak and round(peak / 2**20)}
 
 
-def fill(criterion: SupervisedPrototypicalContrastiveLoss, N: int, D: int, device: torch.device) -> None:
+def fill(criterion: SupervisedPrototypicalContrastiveLoss, D: int, device: torch.device) -> None:
     """Queues are full in all but a run's first steps."""
     rows = 4 * CLASSES * 256
     criterion.memory.update(torch.randn(rows, D, device=device), torch.randint(CLASSES, (rows,), device=device))
 
 
 def whole_step(
-    step: Callable[[Tensor, Tensor], Tensor] | None,
+    how: str,
+    step: Callable[[Tensor, Tensor], Tensor],
     criterion: torch.nn.Module,
     embeddings: Tensor,
     labels: Tensor,
@@ -120,12 +132,14 @@ def whole_step(
     plan: Row,
 ) -> Row:
     """Draw, loss, gradient and the memory's update together: time, and the kernels and copies that they start."""
+    if how == "CUDA graph" and device.type != "cuda":
+        return {"skipped": "needs a GPU"}
 
     def both() -> tuple[Tensor, Tensor]:
-        value = (criterion if step is None else step)(embeddings, labels)
+        value = step(embeddings, labels)
         return value.detach(), torch.autograd.grad(value, embeddings)[0]
 
-    run = both if step is not None else graph(both, criterion)
+    run = graph(both, criterion) if how == "CUDA graph" else both
     times = interleaved({"step": run}, plan["seconds"], plan["least"], device)["step"]
     return {"both ms": 1e3 * statistics.median(times), "launches": launches(run, device)}
 
@@ -167,21 +181,22 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def free_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info()[0] if device.type == "cuda" else 2**30
-
-
-def peer(name: str, N: int, D: int, dtype: torch.dtype, device: torch.device) -> Loss:
-    """A public kernel over two towers of N rows, on its own loss: more products than ours, no labels."""
+def peer(name: str, N: int, D: int, dtype: torch.dtype, device: torch.device, plan: Row) -> Row:
+    """A public kernel over two towers of N rows, on its own loss: more products than ours, and no labels."""
     left, right = (
         torch.nn.functional.normalize(torch.randn(N, D, device=device), dim=1).to(dtype).requires_grad_()
         for _ in range(2)
     )
     module = importlib.import_module(name)
     if name == "memeff":
-        criterion = module.MemoryEfficientCLIPLoss(temperature=0.1, normalized_inputs=True)
-        return lambda: criterion(left, right), [left, right]
-    if name == "inf_cl":
-        return lambda: module.cal_flash_loss(left, right, scale=10.0).mean(), [left, right]
-    log_temperature, bias = torch.tensor(2.3, device=device), torch.tensor(-10.0, device=device)
-    return lambda: module.fused_siglip_loss(left, right, log_temperature, bias), [left, right]
+        loss = module.MemoryEfficientCLIPLoss(temperature=0.1, normalized_inputs=True)
+    elif name == "inf_cl":
+        loss = partial(inf_cl, module)
+    else:
+        log_temperature, bias = torch.tensor(2.3, device=device), torch.tensor(-10.0, device=device)
+        loss = partial(module.fused_siglip_loss, log_temperature=log_temperature, bias=bias)
+    return passes(lambda: loss(left, right), [left, right], device, plan)
+
+
+def inf_cl(module: Any, left: Tensor, right: Tensor) -> Tensor:
+    return module.cal_flash_loss(left, right, scale=10.0).mean()

@@ -1,6 +1,6 @@
 """One training step of loss and memory at a small batch, against a bare dense loss without memory.
 
-    python benchmarks/memory_step.py
+python benchmarks/memory_step.py
 """
 
 from __future__ import annotations

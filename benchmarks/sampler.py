@@ -1,6 +1,6 @@
 """The curriculum sampler and the difficulty of large data sets: time, processor time and memory.
 
-    python benchmarks/sampler.py
+python benchmarks/sampler.py
 """
 
 from __future__ import annotations
