@@ -295,6 +295,9 @@ class TestState:
         centers = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
         curriculum.observe(torch.arange(4), rows, torch.tensor([1, 0, 0, 1]), centers)
         assert torch.equal(curriculum.difficulty, torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        curriculum.observe(torch.arange(4), torch.ones(4, 2), torch.full((4,), -100), torch.eye(2))
+        curriculum.observe(torch.arange(4), torch.ones(4, 2), torch.full((4,), 9), torch.eye(2), ignore_index=9)
+        assert torch.equal(curriculum.difficulty, torch.tensor([0.1, 0.2, 0.3, 0.4]))
         curriculum.set_epoch(1, torch.tensor([torch.nan, 0.9, torch.inf, 0.8]))
         assert torch.equal(curriculum.difficulty, torch.tensor([0.1, 0.9, 0.3, 0.8]))
 

@@ -96,6 +96,80 @@ class TestDifficulty:
         expected = prototype_difficulty(embeddings, labels, centers, torch.tensor([True, False, True]))
         torch.testing.assert_close(prototype_difficulty(embeddings, labels, centers), expected, equal_nan=True)
 
+    @pytest.mark.parametrize("ignore_index", [-100, 3, 255])
+    def test_ignored_rows_have_no_difficulty_and_change_nothing(self, ignore_index):
+        embeddings, labels = torch.randn(30, 5), torch.arange(30) % 3
+        ignored = torch.arange(30) % 7 == 2
+        marked = labels.masked_fill(ignored, ignore_index)
+        options = {} if ignore_index == -100 else {"ignore_index": ignore_index}
+        for centers in (None, torch.randn(4, 5)):
+            expected = prototype_difficulty(embeddings[~ignored], labels[~ignored], centers)
+            blocks = in_blocks(embeddings, marked, 8)
+            for difficulty in (
+                prototype_difficulty(embeddings, marked, centers, **options),
+                prototype_difficulty_blocks(blocks, 30, centers, **options),
+            ):
+                assert difficulty[ignored].isnan().all()
+                torch.testing.assert_close(difficulty[~ignored], expected)
+
+    @pytest.mark.parametrize("centers", [None, torch.empty(0, 3)])
+    def test_where_all_rows_are_ignored_none_has_a_difficulty(self, centers):
+        assert prototype_difficulty(DRAWN, torch.full((4,), -100), centers).isnan().all()
+
+    def test_the_class_that_a_negative_index_would_wrap_to_is_not_ignored(self):
+        embeddings, labels = torch.randn(6, 3), torch.tensor([156, 156, 7, 7, 0, 0])
+        expected = prototype_difficulty(embeddings, labels)
+        assert torch.equal(prototype_difficulty(embeddings, labels.to(torch.uint8)), expected)
+        assert expected.isfinite().all()
+
+    def test_labels_may_be_any_numbers(self):
+        """As in the loss, memory depends on the classes that occur, not on the largest label."""
+        embeddings, labels = torch.randn(30, 5), torch.arange(30) % 3
+        numbers = torch.tensor([2**62, 5, 3 * 10**9])[labels]
+        expected = prototype_difficulty(embeddings, labels)
+        torch.testing.assert_close(prototype_difficulty(embeddings, numbers), expected)
+        torch.testing.assert_close(prototype_difficulty_blocks(in_blocks(embeddings, numbers, 8), 30), expected)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_leave_one_out_agrees_with_a_plain_loop(self, dtype):
+        embeddings = torch.randn(25, 6, dtype=torch.float64)
+        labels = torch.tensor([0] * 12 + [2] * 10 + [5] * 2 + [6])  # 6 has one row, others are absent
+        expected = []
+        for row in range(25):
+            centers = {}
+            for c in (0, 2, 5, 6):
+                members = [i for i in range(25) if labels[i] == c and (i != row)]
+                if members:
+                    centers[c] = embeddings[members].mean(0)
+            own = int(labels[row])
+            known = own in centers
+            expected += oracle.difficulty(embeddings[[row]], labels[[row]], centers) if known else [float("nan")]
+        expected = torch.tensor(expected, dtype=dtype)
+        assert expected.isnan().nonzero().flatten().tolist() == [24]
+        embeddings = embeddings.to(dtype)
+        whole = prototype_difficulty(embeddings, labels, leave_one_out=True)
+        torch.testing.assert_close(whole, expected, equal_nan=True)
+        blocks = in_blocks(embeddings, labels, 7, torch.randperm(25))
+        torch.testing.assert_close(prototype_difficulty_blocks(blocks, 25, leave_one_out=True), whole, equal_nan=True)
+
+    def test_on_noise_only_leave_one_out_treats_small_classes_alike(self):
+        labels = torch.cat([torch.zeros(800), torch.ones(200), torch.arange(2, 102).repeat(2)]).long()
+        embeddings = torch.randn(1200, 16)
+        own_included = prototype_difficulty(embeddings, labels)
+        left_out = prototype_difficulty(embeddings, labels, leave_one_out=True)
+        large, small = labels == 0, labels >= 2
+        assert own_included[small].mean() < 0.5 * own_included[large].mean()
+        assert left_out[small].mean() == pytest.approx(float(left_out[large].mean()), rel=0.05)
+        only = prototype_difficulty(embeddings[:1001], labels[:1001])[1000]  # the one row of its class
+        assert only == pytest.approx(0, abs=1e-5)
+
+    def test_autocast_changes_no_number(self):
+        embeddings, labels, centers = torch.randn(30, 5), torch.arange(30) % 3, torch.randn(3, 5)
+        for options in ({}, {"centers": centers}, {"leave_one_out": True}):
+            expected = prototype_difficulty(embeddings, labels, **options)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(prototype_difficulty(embeddings, labels, **options), expected)
+
 
 def in_blocks(embeddings, labels, size, order=None):
     order = torch.arange(len(labels)) if order is None else order
@@ -175,6 +249,13 @@ BAD_DIFFICULTY = {
     "labels of another length": (ValueError, "(4,)", "(2,)", {"labels": torch.tensor([0, 1])}),
     "labels of floats": (TypeError, "integer", "float32", {"labels": torch.ones(4)}),
     "centers of another width": (ValueError, "(C, 3)", "(2, 5)", {"centers": torch.ones(2, 5)}),
+    "leave_one_out with centers": (ValueError, "class means", "centers", {"leave_one_out": True}),
+    "label neither a class nor ignored": (
+        ValueError,
+        "ignore_index=-100",
+        "-1",
+        {"labels": torch.tensor([0, 1, -1, 0])},
+    ),
     "mask of another length": (ValueError, "(2,)", "(3,)", {"center_mask": torch.ones(3, dtype=torch.bool)}),
     "mask of integers": (TypeError, "bool", "int64", {"center_mask": torch.ones(2, dtype=torch.long)}),
     "label without a centre": (ValueError, "2", "7", {"labels": torch.tensor([0, 1, 7, 0])}),
