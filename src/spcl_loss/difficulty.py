@@ -198,7 +198,7 @@ class _ClassMeans:
         # A class may have millions of rows: float32 sums would lose digits. Apple's GPUs have no float64.
         dtype = torch.float32 if like.device.type == "mps" else torch.float64
         # Row 0 takes the rows that enter no mean: ignored ones and those that are not finite.
-        self.classes = torch.full((1,), _NO_CLASS, device=like.device)  # sorted
+        self.classes = torch.full((1,), _NO_CLASS, dtype=torch.long, device=like.device)  # sorted
         self.sums = torch.zeros(1, like.shape[1], dtype=dtype, device=like.device)
         self.sizes = torch.zeros(1, dtype=torch.long, device=like.device)
 
