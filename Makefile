@@ -1,22 +1,27 @@
 # Two commands: `make demo` trains SPCL on MELD and scores it; `make test` runs the tests.
 # Both set up their own .venv first, once; PYTHON=python3.12 chooses the interpreter it is made from,
 # PIP_ARGS goes to every pip install. `make demo` continues an interrupted run and shows a finished one;
-# `make demo DEMO_ARGS=--overwrite` starts anew.
+# `make demo DEMO_ARGS=--overwrite` starts anew. Tests run in TEST_WORKERS processes of one thread each.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 DEMO_ARGS ?= --resume
+TEST_WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING := 1
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help demo test check bench docs clean
+# A worker takes one file after the other, in the order of the folders: those that take longest come first.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help demo test test-fast check bench docs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
 	@echo "make test    run the tests"
+	@echo "make test-fast  run the library's own tests, without those of kernels, ranks, examples and benchmarks"
 	@echo "make check   ruff, mypy --strict, documentation build"
 	@echo "make bench   time the loss, the memory step and the sampler against their yardsticks (half an hour)"
 	@echo "make docs    build the documentation into site/"
@@ -25,8 +30,12 @@ help:
 demo: $(VENV)/erc.installed
 	$(BIN)/python examples/erc_meld.py --or-practice --output runs/demo $(DEMO_ARGS)
 
-test: $(VENV)/erc.installed $(VENV)/integrations.installed $(VENV)/test.installed
-	$(BIN)/python -m pytest $(TEST_ARGS)
+test: $(VENV)/erc.installed $(VENV)/integrations.installed $(VENV)/kernels.installed $(VENV)/test.installed
+	$(PYTEST) $(TEST_ARGS)
+
+# The files directly in tests/ need the library, pytest and hypothesis alone.
+test-fast: $(VENV)/test.installed
+	$(PYTEST) tests/test_*.py $(TEST_ARGS)
 
 check: $(VENV)/check.installed
 	$(BIN)/python -m ruff check .
