@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import statistics
@@ -63,13 +64,13 @@ def time_rows(dtype: torch.dtype, impl: str, device: torch.device, plan: Row, de
 
 def attempt(measure: Callable[..., Row], *arguments: Any) -> Row:
     """What was measured, or why it was not: a fault loses one row only."""
+    gc.collect()  # what a failed contestant held would be counted against the next one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     try:
         return measure(*arguments)
     except Exception as error:
         return {"skipped": f"{type(error).__name__}: {str(error)[:200]}"}
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def product_rate(dtype: torch.dtype, device: torch.device, plan: Row) -> float:
