@@ -184,6 +184,35 @@ class TestPrecision:
         for a, b in zip(oracle.value_and_gradients(under_autocast, *tensors, **options), plain, strict=True):
             assert torch.equal(a, b)
 
+    @METHODS
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("where", ["around forward and backward", "around backward"])
+    @pytest.mark.parametrize("temperature", [0.02, 0.05])
+    def test_autocast_around_backward_changes_no_number(self, impl, options, half, where, temperature):
+        tensors, options = batch(N=40, dtype=torch.float32), dict(options, impl=impl, temperature=temperature)
+        plain = oracle.value_and_gradients(spcl, *tensors, **options)
+        leaves = [leaf.clone().requires_grad_() for leaf in (tensors[0], tensors[2])]
+        with torch.autocast("cpu", dtype=half, enabled="forward" in where):
+            value = spcl(leaves[0], tensors[1], leaves[1], **options)
+        with torch.autocast("cpu", dtype=half):
+            value.backward()
+        for a, b in zip([value, *(leaf.grad for leaf in leaves)], plain, strict=True):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+    def test_autocast_changes_no_second_derivative(self, half):
+        embeddings, labels, _ = batch(dtype=torch.float32)
+
+        def second_derivative(enabled):
+            leaf = embeddings.clone().requires_grad_()
+            value = spcl(leaf, labels, impl="dense")
+            with torch.autocast("cpu", dtype=half, enabled=enabled):
+                (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+                gradient.square().sum().backward()
+            return leaf.grad
+
+        assert torch.equal(second_derivative(enabled=True), second_derivative(enabled=False))
+
     def test_any_strides(self):
         embeddings, labels, prototypes = batch()
         wide = torch.randn(24, 16, dtype=torch.float64)

@@ -185,6 +185,19 @@ class TestPrediction:
         criterion, embeddings = trained(), batch(9)[0].to(half)
         assert torch.equal(criterion.logits(embeddings), criterion.logits(embeddings.float()))
 
+    @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+    def test_autocast_around_backward_changes_no_gradient_of_the_logits(self, half):
+        criterion, embeddings = trained(), batch(9)[0]
+
+        def gradient(enabled):
+            leaf = embeddings.clone().requires_grad_()
+            logits = criterion.logits(leaf)
+            with torch.autocast("cpu", dtype=half, enabled=enabled):
+                logits[:, :2].square().sum().backward()
+            return leaf.grad
+
+        assert torch.equal(gradient(enabled=True), gradient(enabled=False))
+
 
 class TestState:
     @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """The operator as PyTorch sees it: registration, compilation, transforms, and no value read by the host."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spcl_loss import SupervisedPrototypicalContrastiveLoss
+from spcl_loss import SupervisedPrototypicalContrastiveLoss, _numerics
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import Contrast, operator, strips
 from spcl_loss._similarity.contrast import Upstream
@@ -89,6 +92,23 @@ def test_the_module_compiles_whole_and_once(impl, options):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_autocast_changes_no_number_of_a_compiled_loss(impl, options, half):
+    embeddings, labels = batch(40)
+    prototypes = batch(4, seed=1)[0]
+
+    def gradients(function, enabled):
+        with torch.autocast("cpu", dtype=half, enabled=enabled):
+            loss = function(embeddings, labels, prototypes, **options, impl=impl)
+            return loss, *torch.autograd.grad(loss, (embeddings, prototypes))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(spcl, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled, True), gradients(spcl, False), rtol=1e-5, atol=1e-6)
+
+
 class _ValuesRead(TorchDispatchMode):
     """Raises where the host would wait for a device: a value read, or a shape that depends on values."""
 
@@ -154,6 +174,38 @@ def test_torch_func_transforms(impl):
 def test_torch_func_transforms_of_strips_say_what_to_do():
     with pytest.raises(NotImplementedError, match='impl="dense"'):
         torch.func.grad(lambda z: spcl(z, torch.arange(9) % 3, impl="strips"))(torch.randn(9, 8))
+
+
+class _ProductsOfGpu:
+    """What `widening_product` does with half precision operands on a simulated GPU."""
+
+    def __init__(self, monkeypatch, capability=(9, 0), hip=None, fp16_accumulation=False):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_fp16_accumulation=fp16_accumulation))
+
+    def dtype_of_operands(self, dtype):
+        seen = []
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                if "mm" in function.name():
+                    seen.append(args[0].dtype)
+                return function(*args, **(kwargs or {}))
+
+        with FakeTensorMode(), Watch():
+            operand = torch.empty(4, 8, dtype=dtype, device="cuda")
+            assert _numerics.widening_product(operand, operand.T).dtype == torch.float32
+        (operands,) = seen
+        return operands
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_of_half_precision_are_widened_where_a_gpu_cannot(monkeypatch, dtype):
+    able = hasattr(torch.ops.aten.mm, "dtype")  # since PyTorch 2.8
+    assert _ProductsOfGpu(monkeypatch).dtype_of_operands(dtype) == (dtype if able else torch.float32)
+    for unable in ({"capability": (7, 5)}, {"hip": "6.4"}, {"fp16_accumulation": True}):
+        assert _ProductsOfGpu(monkeypatch, **unable).dtype_of_operands(dtype) == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

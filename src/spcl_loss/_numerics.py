@@ -1,4 +1,8 @@
-"""Rows of unit length, and the one rule for precision and dtypes."""
+"""Rows of unit length, products, and the one rule for precision and dtypes.
+
+Autocast must not round what the loss computes. The functions here keep it out of their backward passes too: a backward
+pass runs under the autocast state of the call of ``backward()``, not under that of the forward pass.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,33 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+# Up to this scale exp(score) neither overflows nor vanishes in float32, not even summed over 2^24 rows: no maximum is
+# needed.
+PLAIN_SCALE = 40.0
+# float16 loses digits below 6e-5. Entries of H are scaled to about this size at most, so that most lie above.
+HALF_MAGNITUDE = 256.0
+
+
+def computed_dtype(embeddings: Tensor) -> torch.dtype:
+    """The dtype of everything that is computed from the embeddings, the loss included."""
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
+def product_dtype(embeddings: Tensor) -> torch.dtype:
+    """On a GPU products of half precision embeddings stay in half precision; a CPU gains nothing from it."""
+    half = embeddings.dtype in (torch.float16, torch.bfloat16) and embeddings.is_cuda
+    return embeddings.dtype if half else computed_dtype(embeddings)
+
+
+def full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Switches autocast off where it is on: it would round products to half precision."""
+    # A graph being traced cannot ask: its backward pass may be traced under another state.
+    if device_type == "meta":  # meta tensors know no autocast
+        return nullcontext()
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -43,24 +74,59 @@ class _UnitRows(torch.autograd.Function):
         # The norms are an output for the sake of the second derivative, which reaches them here.
         result: Tensor | None = None if of_norms is None else of_norms * unit
         if grad is not None:
-            along = torch.linalg.vecdot(unit, grad).unsqueeze(-1)
+            along = (unit * grad).sum(-1, keepdim=True)  # not vecdot, which autocast rounds
             across = torch.addcmul(grad, unit, along, value=-1) / norms
             result = across if result is None else result + across
         return result
 
 
-def full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Autocast, where it is on, would round the scores to half precision."""
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):  # meta tensors know no autocast
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` with gradients of every order in the operands' precision, whatever autocast says."""
+    product: Tensor = _MatMul.apply(left, right)  # type: ignore[no-untyped-call]
+    return product
 
 
-def product_dtype(embeddings: Tensor) -> torch.dtype:
-    """On a GPU products of half precision embeddings stay in half precision; a CPU gains nothing from it."""
-    half = embeddings.dtype in (torch.float16, torch.bfloat16) and embeddings.is_cuda
-    return embeddings.dtype if half else computed_dtype(embeddings)
+class _MatMul(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(left: Tensor, right: Tensor) -> Tensor:
+        with full_precision(left.device.type):
+            return left @ right
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        of_left = matmul(grad, right.mT) if ctx.needs_input_grad[0] else None
+        of_right = matmul(left.mT, grad) if ctx.needs_input_grad[1] else None
+        return of_left, of_right
 
 
-def computed_dtype(embeddings: Tensor) -> torch.dtype:
-    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+def widening_product(left: Tensor, right: Tensor) -> Tensor:
+    """Left @ right, summed and given in float32 unless the operands are float64. Has no gradient of its own."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if _gives_float32(left.device):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left @ right to the target, which has the dtype of such a product."""
+    if left.dtype == target.dtype:
+        target.addmm_(left, right)
+    else:
+        target += widening_product(left, right)
+
+
+def _gives_float32(device: torch.device) -> bool:
+    """Whether products of half precision can be given in float32: from PyTorch 2.8 on, and on recent NVIDIA GPUs."""
+    if device.type != "cuda" or torch.version.hip or not hasattr(torch.ops.aten.mm, "dtype"):
+        return False
+    if getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False):
+        return False  # such products are summed in half precision, and PyTorch refuses to widen them
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -278,7 +278,11 @@ def _anchor_losses(
     # log(exp(negative) + exp(positive)) - numerator. Unlike logaddexp, softplus has a finite second derivative
     # everywhere; it is linear above its threshold, beyond the digits of float64.
     excess = nn.functional.softplus(negative_lse - positive_part, threshold=50)
-    return excess + (positive_part - numerator), counted
+    if positives == "outside":
+        return excess + (positive_part - numerator), counted
+    # Here positive_part - numerator is a constant. Computed from both, its gradients +1 and -1 would round away the
+    # small gradient of the excess.
+    return excess if contrast == "class_balanced" else excess + divisor.log(), counted
 
 
 def _class_sizes(classes: Tensor) -> Tensor:

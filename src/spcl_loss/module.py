@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spcl_loss._checks import check_floating
-from spcl_loss._numerics import computed_dtype, full_precision, unit_rows
+from spcl_loss._numerics import computed_dtype, full_precision, matmul, unit_rows
 from spcl_loss.loss import Options, checked_batch, loss_of_batch
 from spcl_loss.memory import PrototypeMemory
 
@@ -157,7 +157,7 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         centroids, exists = self.memory.centroids()
         dtype = computed_dtype(embeddings)
         with full_precision(embeddings.device.type):
-            scores = unit_rows(embeddings.to(dtype)) @ unit_rows(centroids.to(dtype)).T
+            scores = matmul(unit_rows(embeddings.to(dtype)), unit_rows(centroids.to(dtype)).T)
             if self.similarity == "shifted_cosine":
                 scores = (1 + scores) / 2
             return (scores / self.temperature).masked_fill(~exists, -math.inf)

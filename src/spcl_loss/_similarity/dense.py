@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spcl_loss._numerics import matmul
 from spcl_loss._similarity.contrast import Contrast, Statistics
 
 # Stands for the logarithm of an empty sum. Finite, so that no gradient meets inf - inf; far below any score.
@@ -14,7 +15,7 @@ LOG_ZERO = -1e30
 def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
     """See `spcl_loss._similarity.contrast_statistics`."""
     labels, log_weights, num_anchors = contrast.labels, contrast.log_weights, contrast.num_anchors
-    scores = (rows[:num_anchors] * contrast.scale) @ rows.T  # (A, R)
+    scores = matmul(rows[:num_anchors] * contrast.scale, rows.T)  # (A, R)
     same = labels[:num_anchors, None] == labels
     not_negative = same | (labels < 0)
     not_positive = ~same

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spcl_loss._numerics import full_precision
 from spcl_loss._similarity import dense, strips
 from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
 from spcl_loss._similarity.launch import unavailable_reason
@@ -98,7 +99,8 @@ def _statistics(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     contrast = Contrast(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
-    outputs: Statistics = _backend(impl, rows).statistics(rows, contrast)
+    with full_precision(rows.device.type):
+        outputs: Statistics = _backend(impl, rows).statistics(rows, contrast)
     return outputs
 
 
@@ -123,7 +125,8 @@ def _gradient(
     impl: str,
 ) -> Tensor:
     contrast = Contrast(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
-    gradient: Tensor = _backend(impl, rows).gradient(rows, contrast, Upstream(negative, positive, grads))
+    with full_precision(rows.device.type):  # autocast may be on where `backward()` is called
+        gradient: Tensor = _backend(impl, rows).gradient(rows, contrast, Upstream(negative, positive, grads))
     return gradient
 
 

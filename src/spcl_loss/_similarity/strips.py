@@ -20,9 +20,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from spcl_loss._numerics import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, widening_product
 from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
 from spcl_loss._similarity.dense import LOG_ZERO
-from spcl_loss._similarity.formats import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, product
 
 _CPU_TILE_BYTES = 4 << 20
 _GPU_TILE_BYTES = 256 << 20
@@ -40,7 +40,7 @@ def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
     positive_sum = rows.new_zeros(rows.shape[0])
     operand = rows.to(product_dtype)
     for i, j in _tiles(num_anchors, rows.shape[0], rows):
-        scores = product(operand[i], operand[j].T).mul_(scale)
+        scores = widening_product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
         own = same.clone().fill_diagonal_(False) if j.start == i.start else same  # a row is no positive of itself
         new = slice(max(i.stop, j.start), j.stop)  # columns that are not rows of this tile too
@@ -90,7 +90,7 @@ def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
     operand = rows.to(product_dtype)
     # H is zero between rows that are no anchors, and of no use between rows whose gradient is not wanted.
     for i, j in _tiles(min(num_anchors, num_grads), rows.shape[0], rows):
-        scores = product(operand[i], operand[j].T).mul_(scale)
+        scores = widening_product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
         if scale <= PLAIN_SCALE:
             to_negatives = torch.stack([of_negative[i], weights[i]], 1) @ torch.stack([weights[j], of_negative[j]])
