@@ -1,48 +1,72 @@
-"""Hugging Face Trainer: a subclass for loss and sampler, a callback for epochs and checkpoints.
+"""Hugging Face Trainer: a subclass for the loss and the sampler, a callback for epochs and checkpoints.
 
-torchrun --nproc-per-node 2 examples/integrations/huggingface_trainer.py runs/trainer
+python examples/integrations/huggingface_trainer.py
+torchrun --nproc-per-node 2 examples/integrations/huggingface_trainer.py
+
+Name a folder as an argument to save checkpoints there, and to continue from the last one.
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from toy import BATCH_SIZE, CLASSES, EPOCHS, SAVE_EVERY, WIDTH, Points, Record, main, network
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from spcl_loss import DifficultyCurriculumSampler, SupervisedPrototypicalContrastiveLoss, prototype_difficulty
 
+EPOCHS, BATCH_SIZE, CLASSES, WIDTH = 3, 8, 4, 8
+SAVE_EVERY = 5  # training steps
+
+
+class Points(Dataset[dict[str, Any]]):
+    """203 points around four corners."""
+
+    def __init__(self, seed: int = 0) -> None:
+        noise = torch.randn(203, 6, generator=torch.Generator().manual_seed(seed))
+        self.labels = torch.arange(203) % CLASSES
+        self.inputs = torch.eye(CLASSES, 6)[self.labels] + 0.5 * noise
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"inputs": self.inputs[index], "labels": self.labels[index]}
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, WIDTH))
+
 
 class CurriculumTrainer(Trainer):
-    def __init__(
-        self, loss_fn: nn.Module, sampler: DifficultyCurriculumSampler, record: Record, **options: Any
-    ) -> None:
+    def __init__(self, loss_fn: nn.Module, sampler: DifficultyCurriculumSampler, **options: Any) -> None:
         super().__init__(callbacks=[CurriculumCallback(loss_fn, sampler)], **options)
-        self.loss_fn, self.sampler, self.record = loss_fn.to(self.args.device), sampler, record
+        self.loss_fn, self.sampler = loss_fn.to(self.args.device), sampler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Not prepared by Accelerate, which would share the ranks' own samples among the ranks once more."""
+        """A plain loader: Accelerate would divide each rank's samples among the ranks a second time."""
         return DataLoader(self.train_dataset, batch_size=self.args.per_device_train_batch_size, sampler=self.sampler)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
-        self.record(self.sampler.epoch, inputs["index"])
         return self.loss_fn(model(inputs["inputs"]), inputs["labels"])
 
 
 class CurriculumCallback(TrainerCallback):
-    """Sets the sampler's epochs; saves and restores loss and sampler with the trainer's checkpoints."""
+    """Sets the sampler's epochs. Saves and restores the loss and the sampler with the trainer's checkpoints."""
 
     def __init__(self, loss_fn: nn.Module, sampler: DifficultyCurriculumSampler) -> None:
         self.loss_fn, self.sampler = loss_fn, sampler
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step > 0:
-            saved = torch.load(self._path(args, state), weights_only=True)
+            saved = torch.load(self._path(args, state), map_location="cpu", weights_only=True)
             self.loss_fn.load_state_dict(saved["loss"])
             self.sampler.load_state_dict(saved["sampler"])
 
@@ -51,7 +75,7 @@ class CurriculumCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            # The trainer itself skips the batches of the epoch that it has trained on, so from position 0.
+            # Position 0, because the trainer itself skips the batches that this epoch has trained on.
             saved = {"loss": self.loss_fn.state_dict(), "sampler": self.sampler.state_dict(position=0)}
             torch.save(saved, self._path(args, state))
 
@@ -59,7 +83,7 @@ class CurriculumCallback(TrainerCallback):
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "curriculum.pt"
 
 
-def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
+def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:
     data = Points()
     args = TrainingArguments(
         output_dir=str(folder),
@@ -67,7 +91,7 @@ def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=0.01,
         save_steps=SAVE_EVERY,
-        remove_unused_columns=False,  # the sample's index among them
+        remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=True,
@@ -79,10 +103,22 @@ def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
         num_replicas=args.world_size,
         rank=args.process_index,
     )
-    trainer = CurriculumTrainer(loss_fn, sampler, record, model=network(), args=args, train_dataset=data)
+    trainer = CurriculumTrainer(loss_fn, sampler, model=make_model(), args=args, train_dataset=data)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
     return trainer.model, loss_fn
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, loss_fn: SupervisedPrototypicalContrastiveLoss) -> float:
+    """The share of new points whose nearest prototype is that of their class."""
+    data, device = Points(seed=1), loss_fn.memory.queue.device
+    predicted = loss_fn.predict(model.eval()(data.inputs.to(device)))
+    return (predicted.cpu() == data.labels).float().mean().item()
+
+
 if __name__ == "__main__":
-    main(train)
+    model, loss_fn = train(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()))
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        print(f"accuracy on new points: {accuracy(model, loss_fn):.2f}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

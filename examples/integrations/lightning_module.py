@@ -1,11 +1,16 @@
-"""Lightning: the loss is a part of the module, the sampler's state is in that of a StatefulDataLoader.
+"""Lightning: the loss is a part of the module, and a StatefulDataLoader holds the sampler's state.
 
-torchrun --nproc-per-node 2 examples/integrations/lightning_module.py runs/lightning
+python examples/integrations/lightning_module.py
+torchrun --nproc-per-node 2 examples/integrations/lightning_module.py
+
+Name a folder as an argument to save checkpoints there, and to continue from the last one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +18,68 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
-from toy import BATCH_SIZE, CLASSES, EPOCHS, SAVE_EVERY, WIDTH, Points, Record, main, network
 
 from spcl_loss import DifficultyCurriculumSampler, SupervisedPrototypicalContrastiveLoss, prototype_difficulty
 
+EPOCHS, BATCH_SIZE, CLASSES, WIDTH = 3, 8, 4, 8
+SAVE_EVERY = 5  # training steps
+
+
+class Points(Dataset[dict[str, Any]]):
+    """203 points around four corners."""
+
+    def __init__(self, seed: int = 0) -> None:
+        noise = torch.randn(203, 6, generator=torch.Generator().manual_seed(seed))
+        self.labels = torch.arange(203) % CLASSES
+        self.inputs = torch.eye(CLASSES, 6)[self.labels] + 0.5 * noise
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"inputs": self.inputs[index], "labels": self.labels[index]}
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, WIDTH))
+
 
 class Classifier(LightningModule):
-    def __init__(self, record: Record) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.network, self.record, self.data = network(), record, Points()
+        self.model, self.data = make_model(), Points()
         self.loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True)
 
     def train_dataloader(self) -> StatefulDataLoader[Any]:
-        # draw="fixed", the default: Lightning takes the number of batches for the same in all epochs.
-        self.sampler = DifficultyCurriculumSampler(
+        # The default, draw="fixed", gives all epochs the same number of batches, which Lightning assumes.
+        sampler = DifficultyCurriculumSampler(
             prototype_difficulty(self.data.inputs, self.data.labels),
             num_epochs=EPOCHS,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )
-        # Lightning calls the sampler's set_epoch, and saves and restores the state of this loader.
-        return StatefulDataLoader(self.data, batch_size=BATCH_SIZE, sampler=self.sampler)
+        # Lightning calls the sampler's set_epoch, and it saves and restores the state of this loader.
+        return StatefulDataLoader(self.data, batch_size=BATCH_SIZE, sampler=sampler)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        self.record(self.sampler.epoch, batch["index"])
-        return self.loss_fn(self.network(batch["inputs"]), batch["labels"])
+        return self.loss_fn(self.model(batch["inputs"]), batch["labels"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.network.parameters(), lr=0.1)
+        return torch.optim.SGD(self.model.parameters(), lr=0.1)
 
 
-def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
-    module = Classifier(record)
+def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:
+    module = Classifier()
     trainer = Trainer(
         accelerator="auto" if torch.cuda.is_available() else "cpu",
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         strategy="ddp",
         max_epochs=EPOCHS,
-        use_distributed_sampler=False,  # else Lightning puts a DistributedSampler of its own around ours
-        reload_dataloaders_every_n_epochs=0,  # the sampler has to live through all epochs
+        use_distributed_sampler=False,  # else Lightning wraps a DistributedSampler around ours
+        reload_dataloaders_every_n_epochs=0,  # one sampler must live through all epochs
         callbacks=[ModelCheckpoint(folder, save_last=True, every_n_train_steps=SAVE_EVERY)],
         logger=False,
         enable_progress_bar=False,
@@ -60,8 +87,19 @@ def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
     )
     last = folder / "last.ckpt"
     trainer.fit(module, ckpt_path=last if last.exists() else None)
-    return module.network, module.loss_fn
+    return module.model, module.loss_fn
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loss_fn: SupervisedPrototypicalContrastiveLoss) -> float:
+    """The share of new points whose nearest prototype is that of their class."""
+    data, device = Points(seed=1), loss_fn.memory.queue.device
+    predicted = loss_fn.predict(model.eval()(data.inputs.to(device)))
+    return (predicted.cpu() == data.labels).float().mean().item()
 
 
 if __name__ == "__main__":
-    main(train)
+    model, loss_fn = train(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()))
+    if torch.distributed.get_rank() == 0:
+        print(f"accuracy on new points: {accuracy(model, loss_fn):.2f}")
+    torch.distributed.destroy_process_group()

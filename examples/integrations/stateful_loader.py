@@ -1,30 +1,58 @@
-"""torchdata's StatefulDataLoader: its state holds the sampler's, so that worker processes may read ahead.
+"""torchdata's StatefulDataLoader. Its state holds the sampler's, so worker processes may read ahead.
 
-torchrun --nproc-per-node 2 examples/integrations/stateful_loader.py runs/stateful
+python examples/integrations/stateful_loader.py
+torchrun --nproc-per-node 2 examples/integrations/stateful_loader.py
+
+Name a folder as an argument to save checkpoints there, and to continue from the last one.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from ddp import save
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
-from toy import BATCH_SIZE, CLASSES, EPOCHS, SAVE_EVERY, WIDTH, Points, Record, main, network
 
 from spcl_loss import DifficultyCurriculumSampler, SupervisedPrototypicalContrastiveLoss, prototype_difficulty
 
+EPOCHS, BATCH_SIZE, CLASSES, WIDTH = 3, 8, 4, 8
+SAVE_EVERY = 5  # training steps
 
-def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+class Points(Dataset[dict[str, Any]]):
+    """203 points around four corners."""
+
+    def __init__(self, seed: int = 0) -> None:
+        noise = torch.randn(203, 6, generator=torch.Generator().manual_seed(seed))
+        self.labels = torch.arange(203) % CLASSES
+        self.inputs = torch.eye(CLASSES, 6)[self.labels] + 0.5 * noise
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"inputs": self.inputs[index], "labels": self.labels[index]}
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, WIDTH))
+
+
+def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:
+    device = join_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     data = Points()
-    model = DistributedDataParallel(network())
-    loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True)
+    model = DistributedDataParallel(make_model().to(device))
+    loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True).to(device)
     difficulty = prototype_difficulty(data.inputs, data.labels)
     sampler = DifficultyCurriculumSampler(difficulty, num_epochs=EPOCHS, num_replicas=world, rank=rank)
     loader = StatefulDataLoader(data, batch_size=BATCH_SIZE, sampler=sampler, num_workers=1, persistent_workers=True)
@@ -32,26 +60,54 @@ def train(folder: Path, record: Record) -> tuple[nn.Module, nn.Module]:
 
     parts = {"model": model, "loss": loss_fn, "loader": loader, "optimizer": optimizer}
     checkpoint = folder / "checkpoint.pt"
-    first = 0
+    first_epoch = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        first = state.pop("epoch")
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        first_epoch = state.pop("epoch")
         for name, part in parts.items():
             part.load_state_dict(state[name])
 
     step = 0
-    for epoch in range(first, EPOCHS):
+    for epoch in range(first_epoch, EPOCHS):
         sampler.set_epoch(epoch)
         for batch in loader:
-            record(epoch, batch["index"])
             optimizer.zero_grad()
-            loss_fn(model(batch["inputs"]), batch["labels"]).backward()
+            loss_fn(model(batch["inputs"].to(device)), batch["labels"].to(device)).backward()
             optimizer.step()
             step += 1
             if step % SAVE_EVERY == 0 and rank == 0:
                 save({"epoch": epoch} | {name: part.state_dict() for name, part in parts.items()}, checkpoint)
-    return model, loss_fn
+    return model.module, loss_fn
+
+
+def join_group() -> torch.device:
+    """Joins torchrun's processes, or makes a group of one under plain python. Returns this process's device."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        alone = {} if dist.is_torchelastic_launched() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group("nccl" if cuda else "gloo", **alone)
+    return device
+
+
+def save(state: dict[str, object], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)  # a reader sees the old file or the new one, never half of one
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loss_fn: SupervisedPrototypicalContrastiveLoss) -> float:
+    """The share of new points whose nearest prototype is that of their class."""
+    data, device = Points(seed=1), loss_fn.memory.queue.device
+    predicted = loss_fn.predict(model.eval()(data.inputs.to(device)))
+    return (predicted.cpu() == data.labels).float().mean().item()
 
 
 if __name__ == "__main__":
-    main(train)
+    model, loss_fn = train(Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()))
+    if dist.get_rank() == 0:
+        print(f"accuracy on new points: {accuracy(model, loss_fn):.2f}")
+    dist.destroy_process_group()
