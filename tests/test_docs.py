@@ -54,6 +54,11 @@ def test_the_readme_has_a_block_that_prints() -> None:
     assert any(block["printed"] for block in blocks)
 
 
+def test_the_quickstart_is_the_first_block_of_the_readme() -> None:
+    first = BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert first["code"] == (ROOT / "examples/quickstart.py").read_text(encoding="utf-8")
+
+
 def test_every_public_name_has_an_api_entry() -> None:
     documented = re.findall(r"^::: spcl_loss\.(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(documented) == sorted(name for name in spcl_loss.__all__ if name != "__version__")
