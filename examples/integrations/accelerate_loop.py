@@ -46,11 +46,12 @@ def make_model() -> nn.Module:
 
 def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
+    device = accelerator.device
     data = Points()
-    loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=world > 1).to(device)
-    # The difficulty is not known yet: start with equal scores, which the training steps replace.
-    sampler = DifficultyCurriculumSampler(torch.zeros(len(data)), num_epochs=EPOCHS, num_replicas=world, rank=rank)
+    loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True).to(device)
+    # The difficulty is not known yet: start with equal scores, which the training steps replace. The sampler gives each
+    # rank of the process group its own part of an epoch.
+    sampler = DifficultyCurriculumSampler(torch.zeros(len(data)), num_epochs=EPOCHS)
     # Keep the loader out of accelerator.prepare: it would divide each rank's samples among the ranks a second time,
     # repeat some of them where they do not divide, and read one batch ahead.
     loader = DataLoader(data, batch_size=BATCH_SIZE, sampler=sampler)

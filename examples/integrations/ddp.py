@@ -48,12 +48,12 @@ def make_model() -> nn.Module:
 
 def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:
     device = join_group()
-    rank, world = dist.get_rank(), dist.get_world_size()
     data = Points()
     model = DistributedDataParallel(make_model().to(device))
     loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True).to(device)
-    # The difficulty is not known yet: start with equal scores, which the training steps replace.
-    sampler = DifficultyCurriculumSampler(torch.zeros(len(data)), num_epochs=EPOCHS, num_replicas=world, rank=rank)
+    # The difficulty is not known yet: start with equal scores, which the training steps replace. The sampler gives each
+    # rank of the process group its own part of an epoch.
+    sampler = DifficultyCurriculumSampler(torch.zeros(len(data)), num_epochs=EPOCHS)
     loader = DataLoader(data, batch_size=BATCH_SIZE, sampler=sampler)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -76,7 +76,7 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
             seen = [gather(rows) for rows in (index, embeddings.detach(), labels)]
             sampler.observe(*seen, *loss_fn.memory.centroids())
             step += 1
-            if step % SAVE_EVERY == 0 and rank == 0:
+            if step % SAVE_EVERY == 0 and dist.get_rank() == 0:
                 save({name: part.state_dict() for name, part in parts.items()}, checkpoint)
     return model.module, loss_fn
 

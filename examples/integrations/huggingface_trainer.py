@@ -96,13 +96,8 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
         report_to="none",
         disable_tqdm=True,
     )
-    loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=args.world_size > 1)
-    sampler = DifficultyCurriculumSampler(
-        prototype_difficulty(data.inputs, data.labels),
-        num_epochs=EPOCHS,
-        num_replicas=args.world_size,
-        rank=args.process_index,
-    )
+    loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True)
+    sampler = DifficultyCurriculumSampler(prototype_difficulty(data.inputs, data.labels), num_epochs=EPOCHS)
     trainer = CurriculumTrainer(loss_fn, sampler, model=make_model(), args=args, train_dataset=data)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
     return trainer.model, loss_fn

@@ -55,12 +55,8 @@ class Classifier(LightningModule):
 
     def train_dataloader(self) -> StatefulDataLoader[Any]:
         # The default, draw="fixed", gives all epochs the same number of batches, which Lightning assumes.
-        sampler = DifficultyCurriculumSampler(
-            prototype_difficulty(self.data.inputs, self.data.labels),
-            num_epochs=EPOCHS,
-            num_replicas=self.trainer.world_size,
-            rank=self.trainer.global_rank,
-        )
+        difficulty = prototype_difficulty(self.data.inputs, self.data.labels)
+        sampler = DifficultyCurriculumSampler(difficulty, num_epochs=EPOCHS)
         # Lightning calls the sampler's set_epoch, and it saves and restores the state of this loader.
         return StatefulDataLoader(self.data, batch_size=BATCH_SIZE, sampler=sampler)
 

@@ -127,7 +127,7 @@ def train(folder: Path) -> tuple[SentenceTransformer, SupervisedPrototypicalCont
         report_to="none",
         disable_tqdm=True,
     )
-    spcl = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=args.world_size > 1)
+    spcl = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True)
     loss, callback = SentenceLoss(model, spcl), CurriculumCallback(spcl, sampler)
     trainer = CurriculumTrainer(model=model, args=args, train_dataset=data, loss=loss, callbacks=[callback])
     trainer.curriculum = sampler

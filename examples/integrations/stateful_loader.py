@@ -49,12 +49,11 @@ def make_model() -> nn.Module:
 
 def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:
     device = join_group()
-    rank, world = dist.get_rank(), dist.get_world_size()
     data = Points()
     model = DistributedDataParallel(make_model().to(device))
     loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True).to(device)
     difficulty = prototype_difficulty(data.inputs, data.labels)
-    sampler = DifficultyCurriculumSampler(difficulty, num_epochs=EPOCHS, num_replicas=world, rank=rank)
+    sampler = DifficultyCurriculumSampler(difficulty, num_epochs=EPOCHS)
     loader = StatefulDataLoader(data, batch_size=BATCH_SIZE, sampler=sampler, num_workers=1, persistent_workers=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
@@ -75,7 +74,7 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
             loss_fn(model(batch["inputs"].to(device)), batch["labels"].to(device)).backward()
             optimizer.step()
             step += 1
-            if step % SAVE_EVERY == 0 and rank == 0:
+            if step % SAVE_EVERY == 0 and dist.get_rank() == 0:
                 save({"epoch": epoch} | {name: part.state_dict() for name, part in parts.items()}, checkpoint)
     return model.module, loss_fn
 
