@@ -223,6 +223,22 @@ class TestPrecision:
         torch.testing.assert_close(spcl(wide[::2, ::2], spread, transposed), expected, rtol=1e-14, atol=0)
 
 
+def test_labels_may_be_any_number_from_zero_on(impl):
+    embeddings, labels, _ = batch()
+    renamed = torch.tensor([3, 2**40, 5_000_000_000, 2**63 - 1])[labels]
+    expected = oracle.value_and_gradients(spcl, embeddings, labels, impl=impl)
+    assert_relative(oracle.value_and_gradients(spcl, embeddings, renamed, impl=impl), expected, 1e-14)
+
+
+def test_flattened_views_are_rows_of_the_batch():
+    """What the error for (N, V, D) embeddings says to do."""
+    views = torch.randn(6, 2, 8, dtype=torch.float64)
+    labels = torch.arange(6) % 3
+    flat = spcl(views.flatten(0, 1), labels.repeat_interleave(2), reduction="none")
+    one_after_another = spcl(torch.cat([views[:, 0], views[:, 1]]), labels.repeat(2), reduction="none")
+    torch.testing.assert_close(flat.view(6, 2).T.flatten(), one_after_another)
+
+
 DRAWS = torch.Generator().manual_seed(0)
 
 
@@ -295,6 +311,13 @@ BAD_INPUT = {
     "labels of floats": (TypeError, "integer", "float32", {"labels": Y.float()}),
     "labels of another length": (ValueError, "(4,)", "(3,)", {"labels": Y[:3]}),
     "labels two-dimensional": (ValueError, "(4,)", "(4, 1)", {"labels": Y[:, None]}),
+    "labels in a column": (ValueError, "labels.squeeze(-1)", "(4, 1)", {"labels": Y[:, None]}),
+    "labels one-hot": (ValueError, "labels.argmax(1)", "(4, 2)", {"labels": torch.eye(2, dtype=torch.long)[Y]}),
+    "labels one-hot and floating": (ValueError, "labels.argmax(1)", "(4, 2)", {"labels": torch.eye(2)[Y]}),
+    "views": (ValueError, "embeddings.flatten(0, 1)", "(2, 2, 3)", {"embeddings": X.view(2, 2, 3)}),
+    "labels of views": (ValueError, "labels.repeat_interleave(2)", "(2, 2, 3)", {"embeddings": X.view(2, 2, 3)}),
+    "images": (ValueError, "embeddings.flatten(1)", "(4, 3, 2, 2)", {"embeddings": drawn(4, 3, 2, 2)}),
+    "a single row": (ValueError, "embeddings[None]", "(3,)", {"embeddings": X[0]}),
     "label too large": (ValueError, "2", "7", {"labels": torch.tensor([0, 1, 0, 7])}),
     "label negative": (ValueError, "-100", "-3", {"labels": torch.tensor([0, 1, 0, -3])}),
     "prototypes of another width": (ValueError, "(C, 3)", "(2, 5)", {"prototypes": drawn(2, 5)}),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
+_PER_CLASS = {"class_weights", "prototype_mask", "center_mask"}  # vectors with one entry a class, not one a row
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -64,7 +65,31 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None
     )
     if not matches:
         expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-        raise ValueError(f"{name} must have shape {expected}; received {tuple(tensor.shape)}")
+        received = tuple(tensor.shape)
+        raise ValueError(
+            f"{name} must have shape {expected}; received {received}. {_shape_remedy(name, received, len(shape))}"
+        )
+
+
+def _shape_remedy(name: str, received: tuple[int, ...], dimensions: int) -> str:
+    """What turns a tensor of the received shape into one of so many dimensions, for the mistakes that are common."""
+    if len(received) == dimensions + 1 and received[-1] == 1:
+        return f"Drop the last dimension with {name}.squeeze(-1)"
+    if name == "labels" and len(received) == 2:
+        return "Turn one-hot labels into classes with labels.argmax(1)"
+    if dimensions == 2 and len(received) == 3:
+        views = received[1]
+        return (
+            f"If these are {views} views of each sample, flatten them with {name}.flatten(0, 1) and repeat the labels "
+            f"with labels.repeat_interleave({views})"
+        )
+    if dimensions == 2 and len(received) > 3:
+        return f"Flatten each sample into one row with {name}.flatten(1)"
+    if dimensions == 2 and len(received) == 1:
+        return f"Make it a single row with {name}[None]"
+    if dimensions == 1 and len(received) == 1:
+        return f"Pass as many entries as there are {'classes' if name in _PER_CLASS else 'rows'}"
+    return "Pass a tensor whose sizes match those of the other arguments"
 
 
 def check_mask(name: str, tensor: Tensor, size: int | None) -> None:
@@ -89,8 +114,9 @@ def check_labels(
     labels: Tensor, rows: int, device: torch.device, num_classes: int | None, ignore_index: int | None
 ) -> None:
     """Integer labels, one a row, each a class of [0, num_classes) or `ignore_index`."""
+    if isinstance(labels, Tensor):  # the shape first: one-hot labels are often floating
+        check_shape("labels", labels, (rows,))
     check_integers("labels", labels)
-    check_shape("labels", labels, (rows,))
     check_device("labels", labels, "embeddings", device)
     if rows == 0 or torch.compiler.is_compiling() or device.type == "meta" or torch._C._functorch.maybe_current_level():
         return
