@@ -1,5 +1,6 @@
 """The loss function: golden numbers, reductions and weights, dtypes, degenerate batches, bad input."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -61,6 +62,60 @@ class TestGolden:
         )
         theirs = [g[key] for key in ("loss", "grad_embeddings", "grad_prototypes") if key in g]
         assert_relative(ours, theirs, tolerance)
+
+
+def with_epsilon(embeddings, labels, prototypes, *, temperature, easy_threshold, prototype_anchors=False, epsilon=1e-8):
+    """SPCL's and EACL's loss with what their code adds: -log(p + epsilon), p being the positives' mean probability.
+
+    An anchor without a positive has p = 0, so its loss is the constant -log(epsilon), and it counts.
+    """
+    rows = torch.nn.functional.normalize(torch.cat([embeddings, prototypes]))
+    classes = torch.cat([labels, torch.arange(len(prototypes))])
+    anchors = slice(len(rows) if prototype_anchors else len(embeddings))
+    scores = ((1 + rows @ rows.T) / 2 / temperature).fill_diagonal_(-torch.inf)
+    same = (classes[:, None] == classes).fill_diagonal_(False)
+    probability = (scores.softmax(1) * same).sum(1) / (same.sum(1) + epsilon)
+    losses = -(probability + epsilon).log()[anchors]
+    counted = losses[losses > easy_threshold]
+    return counted.sum() / (len(counted) + epsilon)
+
+
+class TestDepartures:
+    """Where our numbers differ from the authors', and by how much: docs/maths.md."""
+
+    @pytest.mark.parametrize("name", BATCHES)
+    def test_the_authors_form_has_the_authors_numbers(self, name):
+        g = golden(name)
+        value, gradient, _ = oracle.value_and_gradients(
+            with_epsilon, g["embeddings"], g["labels"], g["prototypes"], temperature=g["temperature"].item(), **SPCL
+        )
+        assert_relative([value, gradient], [g["loss_spcl"], g["grad_spcl"]], 1e-9)
+
+    def test_the_authors_epsilon_shows_in_few_dimensions(self, impl):
+        largest = 0.0
+        for seed in range(20):
+            tensors, options = batch(D=4, seed=seed), {"temperature": 0.05, "easy_threshold": 0.3}
+            ours = oracle.value_and_gradients(spcl, *tensors, **options, impl=impl)[:2]
+            without = oracle.value_and_gradients(with_epsilon, *tensors, **options, epsilon=0.0)[:2]
+            assert_relative(ours, without, 1e-11)
+            theirs = oracle.value_and_gradients(with_epsilon, *tensors, **options)[:2]
+            largest = max(largest, float((ours[1] - theirs[1]).abs().max() / theirs[1].abs().max()))
+        assert 1e-5 < largest < 1e-2
+
+    @pytest.mark.parametrize("absent", [1, 2])
+    def test_eacl_counts_prototypes_of_absent_classes(self, impl, absent):
+        """There they add -log(1e-8) to the sum, one to the divisor, and nothing to the gradient."""
+        embeddings, labels, prototypes = batch(N=14, C=6, D=16)
+        labels = labels % (6 - absent)
+        options = {"temperature": 0.1, **EACL}
+        each = spcl(embeddings, labels, prototypes, **options, reduction="none")
+        anchors, counted = len(each), int((each > 0).sum())
+        assert anchors - counted == absent
+        value, *gradients = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, impl=impl)
+        rescaled = (counted * value - absent * math.log(1e-8)) / anchors, *(g * counted / anchors for g in gradients)
+        theirs = oracle.value_and_gradients(with_epsilon, embeddings, labels, prototypes, **options)
+        assert_relative(rescaled, theirs, 1e-5)
+        assert value < 0.9 * theirs[0]
 
 
 class TestReduction:

@@ -150,6 +150,24 @@ def half_precision(rank, world_size):
 
 
 @question
+def autocast_around_backward(rank, world_size):
+    """{form: [gradients of embeddings, and of prototypes that are anchors, without and with autocast]}."""
+    generator = torch.Generator().manual_seed(rank)
+    embeddings, prototypes = torch.randn(6, 8, generator=generator), torch.eye(3, 8)
+    answers = {}
+    for impl in ("dense", "strips"):
+        answers[impl] = []
+        for enabled in (False, True):
+            leaves = [leaf.clone().requires_grad_() for leaf in (embeddings, prototypes)]
+            options = {"prototype_anchors": True, "gather_distributed": True, "impl": impl}
+            loss = spcl(leaves[0], torch.arange(6) % 3, leaves[1], **options)
+            with torch.autocast("cpu", dtype=torch.float16, enabled=enabled):
+                loss.backward()
+            answers[impl].append([leaf.grad for leaf in leaves])
+    return answers
+
+
+@question
 def poisoned(rank, world_size):
     """A NaN on the last rank alone."""
     criterion = SupervisedPrototypicalContrastiveLoss(3, 8, queue_size=4, support_size=2, gather_distributed=True)

@@ -132,6 +132,13 @@ def test_half_precision_is_sent_as_it_is_and_computed_in_float32(answers, world_
         torch.testing.assert_close(got["gradient"] / world_size, own, rtol=0.01, atol=1e-3)  # each rounded to bfloat16
 
 
+@pytest.mark.parametrize("impl", ["dense", "strips"])
+def test_autocast_around_backward_changes_no_gradient(answers, impl):
+    for answer in answers(2):
+        for plain, under_autocast in zip(*answer["autocast_around_backward"][impl], strict=True):
+            assert torch.equal(plain, under_autocast)
+
+
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_a_nan_on_one_rank_is_a_step_that_never_happened_on_all(answers, world_size):
     for answer in answers(world_size):
