@@ -240,3 +240,30 @@ def test_float32_products_obey_the_matmul_precision(setting, precision):
         assert launch.precision(torch.bfloat16) == "half"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_autocast_around_backward_changes_no_number(half):
+    embeddings, labels, prototypes = batch(40)
+
+    def gradient(enabled):
+        leaf = embeddings.clone().requires_grad_()
+        loss = spcl(leaf, labels, prototypes, temperature=0.02, impl="triton")
+        with torch.autocast("cpu", dtype=half, enabled=enabled):
+            loss.backward()
+        return leaf.grad
+
+    assert torch.equal(gradient(enabled=True), gradient(enabled=False))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_gradients_at_a_low_temperature_on_overlapping_classes(method):
+    """To 1e-5 of the largest entry: constants must not carry gradients that cancel."""
+    centers, noise = torch.randn(47, 64).split([7, 40])
+    labels = torch.arange(40) % 7
+    options = METHODS[method] | {"temperature": 0.005, "easy_threshold": None}
+    tensors = centers[labels] + noise, labels, centers
+    exact = oracle.value_and_gradients(spcl, *(in_double(tensor) for tensor in tensors), **options, impl="dense")
+    ours = oracle.value_and_gradients(spcl, *tensors, **options, impl="triton")
+    for a, b in zip(ours[1:], exact[1:], strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
