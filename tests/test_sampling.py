@@ -1,0 +1,161 @@
+"""Schedules: the keep probability of each rank. Draws: exact lengths, and statistics of what is kept in which order."""
+
+from itertools import repeat
+
+import numpy as np
+import pytest
+import torch
+
+from spcl_loss._sampling import draw_samples, keep_parts, keep_probability
+
+UNEVEN = torch.tensor([1.0] * 5 + [0.7] * 5 + [0.3] * 6 + [0.0] * 5)
+LINE = (9 * torch.arange(24).flip(0) + torch.arange(24)) / 230  # from 9/10 to 1/10
+each_draw = pytest.mark.parametrize("draw", ["fixed", "bernoulli"])
+
+
+def scores(n):
+    """Sample i has rank (i * 37) mod n: no relation between index and difficulty."""
+    return np.arange(n) * 37 % n / n
+
+
+def keep(schedule, epoch, num_epochs, n):
+    """(n,) by rank."""
+    parts, parts_per_sample = keep_parts(schedule, "fixed", epoch, num_epochs, n)
+    return parts / parts_per_sample
+
+
+def always(probabilities):
+    return lambda epoch: probabilities
+
+
+def seeds(times, epoch=0):
+    return (np.random.default_rng([seed, epoch]) for seed in range(times))
+
+
+def draws(schedule, generators, *, draw="fixed", n=101, epoch=0, num_epochs=4, shuffle=True):
+    parts = keep_parts(schedule, draw, epoch, num_epochs, n)
+    return [draw_samples(scores(n), *parts, draw=draw, shuffle=shuffle, generator=each) for each in generators]
+
+
+class TestSchedules:
+    @pytest.mark.parametrize("n", [1, 2, 11, 100])
+    @pytest.mark.parametrize("schedule", ["linear", (0.2, 0.6), (1, 0), (0.5, 0.5), "root", "step"])
+    def test_all_keep_half_of_the_data(self, n, schedule):
+        for epoch in range(5):
+            assert keep(schedule, epoch, 5, n).sum() == pytest.approx(max(1, n // 2), abs=1e-6)
+            [kept] = draws(schedule, seeds(1), n=n, epoch=epoch, num_epochs=5)
+            assert len(kept) == max(1, n // 2)
+
+    @pytest.mark.parametrize(
+        ("schedule", "tilts"),
+        [((0, 0.5), [0, 0.25, 0.5]), ((1.0, 0.0), [1, 0.5, 0]), ((0.5, 0.5), [0.5] * 3), ("linear", [0, 1 / 3, 2 / 3])],
+    )
+    def test_lines(self, schedule, tilts):
+        for epoch, tilt in enumerate(tilts):
+            expected = [(1 - tilt) * (9 - rank) / 9 + tilt * rank / 9 for rank in range(10)]
+            assert keep(schedule, epoch, 3, 10) == pytest.approx(expected, abs=1e-8)
+
+    @pytest.mark.parametrize(
+        ("schedule", "pools"), [("root", [5, 7, 8, 9, 10]), ("step", [5, 5, 5, 10, 10])]
+    )  # 10 * sqrt(1/4 + 3/4 k/4) = 5, 6.61, 7.91, 9.01, 10
+    def test_pools_grow_from_the_easiest_half_to_all(self, schedule, pools):
+        for epoch, pool in enumerate(pools):
+            assert keep(schedule, epoch, 5, 10) == pytest.approx([5 / pool] * pool + [0] * (10 - pool), abs=1e-8)
+
+    def test_a_callable_keeps_its_tensor(self):
+        quarter = torch.full((101,), 0.25, dtype=torch.float64)
+        assert len(draws(always(quarter), seeds(1))[0]) == 25
+        assert torch.equal(quarter, torch.full((101,), 0.25, dtype=torch.float64))
+
+    @pytest.mark.parametrize("n", [3, 7, 1000])
+    def test_probabilities_that_add_up_to_one_sample(self, n):
+        assert len(draws(always(torch.full((n,), 1 / n)), seeds(1), n=n)[0]) == 1
+
+    @pytest.mark.parametrize("nearly", [1 - 1e-6, 1 - 1e-12, 0.999])
+    def test_sums_next_to_a_whole_number(self, nearly):
+        """Rounding makes up a whole number, a real lack does not; and no sample is taken twice."""
+        probabilities = torch.tensor([1.0] * 50 + [nearly] + [0.0] * 50, dtype=torch.float64)
+        for kept in draws(always(probabilities), seeds(20)):
+            assert len(kept) == len(set(kept)) == (51 if nearly > 1 - 1e-9 else 50)
+
+
+class TestDraws:
+    @each_draw
+    @pytest.mark.parametrize("n", [1, 2, 3, 10, 101])
+    def test_an_epoch_holds_distinct_samples(self, draw, n):
+        for epoch in range(4):
+            [kept] = draws("linear", seeds(1, epoch), draw=draw, n=n, epoch=epoch)
+            assert len(kept) == len(set(kept))
+            assert set(kept) <= set(range(n))
+            if draw == "fixed":
+                assert len(kept) == max(1, n // 2)
+
+    @each_draw
+    @pytest.mark.parametrize(
+        ("schedule", "n", "epoch"),
+        [("linear", n, epoch) for n in (20, 21) for epoch in (0, 1, 3)]
+        + [(schedule, 21, 1) for schedule in ((0.1, 0.7), (1.0, 0.0), "root", "step", always(UNEVEN))],
+    )
+    def test_every_sample_is_kept_with_its_probability(self, draw, schedule, n, epoch):
+        self.assert_kept_as_stated(schedule, scores(n), seeds(600, epoch), draw, epoch)
+
+    @each_draw
+    def test_a_hundred_thousand_draws_show_no_bias(self, draw):
+        """Sample 0, the last, and every rank among them."""
+        self.assert_kept_as_stated(always(LINE), scores(24), repeat(np.random.default_rng(0), 100_000), draw)
+
+    @each_draw
+    def test_samples_of_equal_difficulty_are_kept_equally(self, draw):
+        """Scores that nobody knows yet are equal; their order in the data set must not matter."""
+        probability = self.assert_kept_as_stated("linear", np.zeros(20), seeds(600), draw)
+        assert (probability == 0.5).all()
+
+    @staticmethod
+    def assert_kept_as_stated(schedule, of_samples, generators, draw, epoch=0):
+        """Chi-square of each sample's frequency against its keep probability."""
+        parts = keep_parts(schedule, draw, epoch, 4, len(of_samples))
+        probability = keep_probability(of_samples, *parts)
+        epochs = [draw_samples(of_samples, *parts, draw=draw, shuffle=True, generator=each) for each in generators]
+        times, counts = len(epochs), np.bincount(np.concatenate(epochs), minlength=len(of_samples))
+        certain = (probability == 0) | (probability == 1)
+        assert (counts[certain] == times * probability[certain]).all()
+        variance = times * probability * (1 - probability)
+        chi_square = (counts - times * probability)[~certain] ** 2 / variance[~certain]
+        assert chi_square.max() < 16  # one degree of freedom: once in 16,000
+        assert chi_square.mean() < 2
+        return probability
+
+    def test_one_length_and_less_variance_than_coin_flips(self):
+        hardness = {}
+        for draw in ("fixed", "bernoulli"):
+            epochs = draws("linear", seeds(1000), draw=draw, n=100)
+            assert (len({len(kept) for kept in epochs}) == 1) == (draw == "fixed")
+            hardness[draw] = np.var([(kept * 37 % 100).sum() for kept in epochs])
+        # Coin flips: sum p q d^2. A fixed size: about sum p q (d - mean d)^2, with the mean weighted by p q.
+        assert hardness["fixed"] < 0.5 * hardness["bernoulli"]
+
+    @each_draw
+    def test_the_order_tells_nothing_about_difficulty(self, draw):
+        """Where in an epoch a kept sample comes is uniform, for the easiest, the hardest and all between."""
+        sums, squares, counts = np.zeros(12), np.zeros(12), np.zeros(12)
+        for kept in draws("linear", seeds(4000, 1), draw=draw, n=12, epoch=1):
+            place = (np.arange(len(kept)) + 0.5) / len(kept) - 0.5
+            sums[kept] += place
+            squares[kept] += place**2
+            counts[kept] += 1
+        assert np.abs(sums / np.sqrt(squares)).max() < 4
+        assert counts.min() > 500
+
+    @each_draw
+    def test_unshuffled_samples_are_the_same_from_easy_to_hard(self, draw):
+        [shuffled], [ordered] = (draws("linear", seeds(1), draw=draw, shuffle=shuffle) for shuffle in (True, False))
+        assert ordered.tolist() == sorted(shuffled.tolist(), key=lambda i: i * 37 % 101) != shuffled.tolist()
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_scores_of_any_size_and_sign_are_ranked(self, dtype):
+        values = np.array([0.0, -3.0, 2.5, -0.0, -0.25, 65504.0, 1.0], dtype)
+        parts = keep_parts(always(torch.ones(7)), "fixed", 0, 1, 7)
+        [generator] = seeds(1)
+        order = draw_samples(values, *parts, draw="fixed", shuffle=False, generator=generator).tolist()
+        assert order[:2] + order[4:] == [1, 4, 6, 2, 5]
+        assert set(order[2:4]) == {0, 3}
