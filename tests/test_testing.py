@@ -1,5 +1,6 @@
-"""The check of a loss on several processes: what it lets pass, and what it says of losses that are wrong."""
+"""The check of a loss on several processes: it passes right losses, and tells what is wrong with others."""
 
+import multiprocessing
 from functools import partial
 
 import pytest
@@ -78,7 +79,8 @@ def check(factory, **options):
 
 
 def test_right_losses_pass():
-    check(gathered)
+    with torch.device("cuda:7"):  # a default device that does not exist: only this process has it
+        check(gathered)
     check(Learned, batch_sizes=[(2, 0, 5), (3, 4, 1)])
 
 
@@ -109,8 +111,10 @@ def test_wrong_losses_are_told_what_is_wrong(factory, messages):
 
 
 def test_ranks_that_wait_for_ever_are_ended():
-    with pytest.raises(AssertionError, match=r"not come to an end|failed"):
-        check(Stuck, timeout=20)
+    started = set(multiprocessing.active_children())
+    with pytest.raises(AssertionError, match="2 ranks have not come to an end after 2 seconds"):
+        check(Stuck, timeout=2)
+    assert set(multiprocessing.active_children()) <= started
 
 
 def test_a_loss_that_raises_is_reported():
@@ -118,6 +122,12 @@ def test_a_loss_that_raises_is_reported():
         check(partial(SupervisedPrototypicalContrastiveLoss, 3, 9))
     with pytest.raises(AssertionError, match="scalar"):
         check(partial(gathered, reduction="none"))
+
+
+@pytest.mark.parametrize("batch_sizes", [(), [()]])
+def test_no_batch_is_an_error(batch_sizes):
+    with pytest.raises(ValueError, match=r"batch_sizes must hold.*at least one step.*received"):
+        check(gathered, batch_sizes=batch_sizes)
 
 
 def test_a_factory_that_cannot_be_sent_is_named():

@@ -1,4 +1,4 @@
-"""A check of any loss on several processes against one. Import it by name: `import spcl_loss` leaves it alone."""
+"""Checks any loss on several processes against one process. `import spcl_loss` does not load it: import it by name."""
 
 from __future__ import annotations
 
@@ -29,30 +29,32 @@ def assert_matches_single_process(
     tolerance: float = 1e-6,
     timeout: float = 300.0,
 ) -> None:
-    """Asserts that ranks which share a batch train as one process with the whole batch would.
+    """Asserts that ranks which share a batch train as one process with the whole batch does.
 
-    Starts processes of a gloo group on this machine, gives each its part of a random batch through the same small
-    encoder, averages the gradients as DDP does, and compares, in float64: the loss on every rank, the gradient of every
-    parameter of encoder and loss, and the loss's buffers, which must be the same on all ranks.
+    It starts the processes of a gloo group on this machine. Each rank puts its part of a random batch through the same
+    small encoder, and the gradients are averaged as DDP does. It then compares with one process, in float64: the loss
+    on every rank, and the gradient of every parameter of encoder and loss. The buffers of the loss must be the same on
+    all ranks.
 
     Args:
-        loss_factory: makes the loss, on every rank anew; called without arguments once the process group exists. The
-            loss takes embeddings (n, D) and labels (n,) and gives a scalar. Processes are spawned, so the factory has
-            to be picklable: a class, a function of a module, or a `functools.partial` of these. In a script, call this
-            below ``if __name__ == "__main__":``.
-        num_classes: labels are drawn from so many.
+        loss_factory: makes the loss, once on every rank; called without arguments after the process group has started.
+            The loss takes embeddings (n, D) and labels (n,) and gives a scalar. Processes are spawned, so the factory
+            must be picklable: a class, a function of a module, or a `functools.partial` of these. In a script, call
+            this below ``if __name__ == "__main__":``.
+        num_classes: C; labels are drawn from 0 .. C - 1.
         embedding_dim: D.
-        batch_sizes: the rows of each rank, one entry a step; the length of an entry is its number of ranks.
-        tolerance: largest difference, relative to the largest entry of what is compared.
-        timeout: seconds for each number of ranks; then the processes are ended.
+        batch_sizes: one entry per step: the number of rows of each rank. The length of an entry is the number of ranks.
+        tolerance: largest difference allowed, relative to the largest entry of the tensor that is compared.
+        timeout: seconds for each number of ranks, after which the processes are killed.
 
     Raises:
-        AssertionError: the ranks do something else; the message says what, by which factor, and what that suggests.
+        AssertionError: the ranks differ from one process. The message says where, by which factor, and what that
+            suggests.
         TypeError: an argument has the wrong kind, or `loss_factory` cannot be pickled.
         ValueError: a size or a number does not fit.
 
     Example:
-        Not run here, since it starts processes; ``docs/howto/distributed.md`` has one that is::
+        It starts processes, so this one is not run; the one in ``docs/howto/distributed.md`` is::
 
             from functools import partial
             from spcl_loss import SupervisedPrototypicalContrastiveLoss
@@ -66,11 +68,16 @@ def assert_matches_single_process(
     check_size("embedding_dim", embedding_dim)
     check_number("tolerance", tolerance, minimum=0)
     check_number("timeout", timeout, minimum=0)
+    if not batch_sizes or not all(batch_sizes):
+        raise ValueError(
+            f"batch_sizes must hold the rows of each rank for at least one step; received {batch_sizes!r}. "
+            "Pass for example [(4, 4)]"
+        )
     try:
         pickle.dumps(loss_factory)
     except Exception as error:
         raise TypeError(
-            f"loss_factory must be picklable, since processes are spawned; received {loss_factory!r}: {error}. "
+            f"loss_factory must be picklable, because processes are spawned; received {loss_factory!r}: {error}. "
             "Use a class, a function of a module, or functools.partial instead of a lambda or an inner function"
         ) from error
     for world_size in sorted({len(counts) for counts in batch_sizes}):
@@ -97,8 +104,8 @@ def _run_ranks(arguments: tuple[Any, ...], timeout: float) -> None:
         while not context.join(timeout=max(0.1, deadline - time.monotonic())):
             if time.monotonic() > deadline:
                 raise AssertionError(
-                    f"{world_size} ranks have not come to an end after {timeout:g} seconds. Perhaps one waits in a "
-                    "collective call that another never makes; else allow more time with timeout"
+                    f"{world_size} ranks have not come to an end after {timeout:g} seconds. One may be waiting in a "
+                    "collective call that another never makes. If they are only slow, raise timeout"
                 )
     except (ProcessRaisedException, ProcessExitedException) as error:
         raise AssertionError(f"one of {world_size} ranks failed:\n{error}") from error
@@ -136,7 +143,7 @@ def _rank(
 def _train(
     loss_factory: Callable[[], Loss], num_classes: int, embedding_dim: int, steps: list[list[int]], rank: int
 ) -> dict[str, Any]:
-    """Losses of the steps, averaged gradients summed up over them, and the loss's buffers in the end."""
+    """The loss of each step, the averaged gradients summed over the steps, and the loss's buffers at the end."""
     torch.manual_seed(0)
     encoder, loss = nn.Linear(8, embedding_dim).double(), loss_factory()
     trained = {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()}
@@ -154,7 +161,7 @@ def _train(
         value = loss(encoder(inputs[own]), labels[own])
         if not isinstance(value, Tensor) or value.dim():
             received = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"the loss must give a scalar tensor; received {received}. Reduce it, by a mean or a sum")
+            raise TypeError(f"the loss must give a scalar tensor; received {received}. Take its mean or its sum")
         value.backward()  # type: ignore[no-untyped-call]
         losses.append(value.detach().double())
     gradients = {}
@@ -174,7 +181,7 @@ def _problems(expected: dict[str, Any], ranks: list[dict[str, Any]], tolerance: 
         shown = ", ".join(f"{value:.6g}" for value in losses[:, step])
         if differ(losses[:, step], losses[:1, step]):
             yield (
-                f"step {step}: the loss differs between ranks ({shown}). Each seems to see its own rows only: "
+                f"step {step}: the loss differs between ranks ({shown}). Each rank seems to see only its own rows: "
                 "pass gather_distributed=True, or gather the rows in the loss"
             )
         elif differ(losses[:, step], expected["losses"][step]):
@@ -184,11 +191,11 @@ def _problems(expected: dict[str, Any], ranks: list[dict[str, Any]], tolerance: 
             yield f"gradients of {name} are {_difference(ranks[0]['gradients'][name], gradient, len(ranks))}"
     for name, buffer in ranks[0]["buffers"].items():
         if not all(torch.equal(rank["buffers"][name], buffer) for rank in ranks):
-            yield f"buffer {name} of the loss differs between ranks: each has to be updated with the rows of all"
+            yield f"buffer {name} of the loss differs between ranks: each rank must update it with the rows of all"
 
 
 def _difference(gradient: Tensor, expected: Tensor, world_size: int) -> str:
-    """In words: a factor where the two are proportional."""
+    """Describes it in words, as a factor if the two are proportional."""
     factor = float((gradient * expected).sum() / expected.square().sum())
     error = float((gradient - factor * expected).norm() / expected.norm())
     if not error < 1e-3:
