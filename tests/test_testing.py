@@ -28,28 +28,26 @@ class Learned(torch.nn.Module):
         )
 
 
-class Scaled(torch.nn.Module):
-    """The right value with gradients that are `factor(world size)` times the right ones."""
+class WrongGradients(torch.nn.Module):
+    """The right value. The gradients of the encoder and of two parameters are multiples of the right ones."""
 
-    def __init__(self, factor):
+    def __init__(self):
         super().__init__()
-        self.loss, self.factor = gathered(), factor
+        self.loss = gathered()
+        self.halved, self.tripled = torch.nn.Parameter(torch.ones(())), torch.nn.Parameter(torch.ones(()))
 
     def forward(self, embeddings, labels):
-        loss, factor = self.loss(embeddings, labels), self.factor(dist.get_world_size())
-        return loss.detach() + factor * (loss - loss.detach())
+        size = dist.get_world_size()
+        loss = self.loss(with_gradient_times(size, embeddings), labels)
+        return (
+            loss
+            * with_gradient_times(1 / size, self.halved)
+            * with_gradient_times(3.0 if size > 1 else 1.0, self.tripled)
+        )
 
 
-def times_world_size(size):
-    return size
-
-
-def over_world_size(size):
-    return 1 / size
-
-
-def tripled(size):
-    return 3.0 if size > 1 else 1.0
+def with_gradient_times(factor, tensor):
+    return tensor.detach() + factor * (tensor - tensor.detach())
 
 
 class OwnRowsOnly(torch.nn.Module):
@@ -96,12 +94,18 @@ def test_right_losses_pass():
                 "memory.queue",
             ],
         ),
-        (partial(Scaled, times_world_size), ["gradients of encoder.weight are 2x", ": the world size"]),
-        (partial(Scaled, over_world_size), ["gradients of encoder.bias are 0.5x", ": one over the world size"]),
-        (partial(Scaled, tripled), ["gradients of encoder.weight are 3x the single-process ones"]),
+        (
+            WrongGradients,
+            [
+                "gradients of encoder.weight are 2x the single-process ones: the world size",
+                "gradients of encoder.bias are 2x the single-process ones: the world size",
+                "gradients of loss.halved are 0.5x the single-process ones: one over the world size",
+                "gradients of loss.tripled are 3x the single-process ones",
+            ],
+        ),
         (OwnRowsOnly, ["buffer loss.memory.queue of the loss differs between ranks"]),
     ],
-    ids=["local", "times world size", "over world size", "three times", "memories apart"],
+    ids=["local", "wrong gradients", "memories apart"],
 )
 def test_wrong_losses_are_told_what_is_wrong(factory, messages):
     with pytest.raises(AssertionError) as caught:

@@ -7,18 +7,18 @@ from functools import partial
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from spcl_loss import SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
+from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
 
 NUM_CLASSES, WIDTH = 3, 6
-METHODS = {
-    "SPCL": {"easy_threshold": 0.5},
-    "SPDCL": {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
-    "SupCon": {"similarity": "cosine", "positives": "outside"},
-    "BCL": {"similarity": "cosine", "positives": "outside", "contrast": "class_balanced"},
-    "EACL": {"easy_threshold": 0.0, "prototype_anchors": True},
+OPTIONS = {
+    "SPCL": {**METHODS["spcl"], "easy_threshold": 0.5},
+    "SPDCL": METHODS["spdcl"],
+    "SupCon": METHODS["supcon"],
+    "BCL": METHODS["bcl"],
+    "EACL": METHODS["eacl"],
 }
 FROM_MEMORY, LEARNED = ("SPCL", "SPDCL"), ("BCL", "EACL")
-CASES = ["-".join(case) for case in itertools.product(METHODS, ("plain", "weighted"), ("dense", "strips"))]
+CASES = ["-".join(case) for case in itertools.product(OPTIONS, ("plain", "weighted"), ("dense", "strips"))]
 # Rows of each rank, step by step: equal, uneven, one batch empty.
 SIZES = {
     1: [[9], [7], [5]],
@@ -47,7 +47,7 @@ class Objective:
     def __init__(self, case, **options):
         method, weighted, impl = case.split("-")
         self.weighted, self.memory = weighted == "weighted", None
-        options = {"temperature": 0.2, "impl": impl, "gather_distributed": True} | METHODS[method] | options
+        options = {"temperature": 0.2, "impl": impl, "gather_distributed": True} | OPTIONS[method] | options
         if self.weighted:
             options["class_weights"] = torch.tensor([0.5, 1.0, 2.0])
         self.loss = partial(supervised_prototypical_contrastive_loss, **options)

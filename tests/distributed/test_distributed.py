@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rank_questions
 import rank_training as training
-import ranks
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import Contrast, strips
 from spcl_loss._similarity.contrast import Upstream
+from support import ranks
 
 WORLD_SIZES = [1, 2, 3, 4]
 
@@ -210,7 +210,7 @@ class TestScaling:
     @pytest.mark.parametrize("world_size", WORLD_SIZES)
     def test_bytes(self, answers, world_size, case):
         method, weighted, impl = case.split("-")
-        statistics = 0 if impl == "dense" else 3 if training.METHODS[method].get("positives") == "outside" else 2
+        statistics = 0 if impl == "dense" else 3 if training.OPTIONS[method].get("positives") == "outside" else 2
         expected = self.formulas["bytes_received"](
             6 * world_size, world_size, training.WIDTH, 4, statistics, weighted == "weighted"
         )
