@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from machine_code import TENSOR, Code, Instruction, count, loop_way, other_way
 
-from spcl_loss._similarity.launch import STRIP_ROWS, Tile
+from spcl_loss._similarity.kernels.config import STRIP_ROWS, Tile
 
 
 class Rates(NamedTuple):

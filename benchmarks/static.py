@@ -27,9 +27,10 @@ from machine_code import count, disassemble, loop_way
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spcl_loss._similarity import backward_kernels, forward_kernels, launch
-from spcl_loss._similarity.launch import Tile
-from spcl_loss._similarity.tile_kernels import SIZES
+from spcl_loss._similarity.kernels import backward, forward
+from spcl_loss._similarity.kernels import config as launch
+from spcl_loss._similarity.kernels.config import Tile
+from spcl_loss._similarity.kernels.tiles import SIZES
 
 _WIDTHS = (256, 768, 1024)
 _HEAD = (
@@ -46,13 +47,10 @@ def configurations(architecture: str, precision: str) -> list[tuple[str, Any, Ti
         if name == "small":
             for steep in (False, True):
                 suffix = "_steep" if steep else ""
-                found.append((f"small_forward{suffix}", forward_kernels.statistics_of_rows, tile, not steep))
-                found.append((f"small_backward{suffix}", backward_kernels.gradient_of_slices, tile, not steep))
-        elif name.startswith("narrow"):
-            found.append((name, backward_kernels.gradient_of_rows, tile, True))
+                found.append((f"small_forward{suffix}", forward.statistics_of_few_rows, tile, not steep))
+                found.append((f"small_backward{suffix}", backward.gradient_of_slices, tile, not steep))
         else:
-            forward = name.startswith("forward")
-            kernel = forward_kernels.statistics_of_tiles if forward else backward_kernels.h_of_tiles
+            kernel = forward.statistics_of_tiles if name.startswith("forward") else backward.h_of_tiles
             found.append((name, kernel, tile, not name.endswith("steep")))
     return found
 

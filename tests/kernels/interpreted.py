@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spcl_loss._similarity import launch
+from spcl_loss._similarity.kernels import config
 
 with pytest.MonkeyPatch.context() as _environment:
     _environment.setenv("TRITON_INTERPRET", "1")  # read when kernels are defined, Triton's own among them
@@ -11,11 +11,11 @@ with pytest.MonkeyPatch.context() as _environment:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from spcl_loss._similarity import forward_launch, operands, triton_kernels
+    from spcl_loss._similarity.kernels import dispatch, tiles
 
-__all__ = ["PATHS", "choose", "forward_launch", "interpret", "operands", "triton_kernels"]
+__all__ = ["PATHS", "choose", "dispatch", "interpret", "tiles"]
 
-PATHS = ("small", "tiles", "tiles, sorted", "narrow", "narrow, sorted")
+PATHS = ("small", "tiles", "tiles, sorted")
 
 
 def interpret(monkeypatch):
@@ -26,14 +26,12 @@ def interpret(monkeypatch):
 
 def choose(monkeypatch, path, descriptors=True):
     """Sends any size through one path; strips and workspace of few tiles, so that there are several."""
-    monkeypatch.setattr(launch, "SMALL_ROWS", 10**6 if path == "small" else 0)
-    monkeypatch.setattr(launch, "NARROW_ROWS", 0 if path.startswith("narrow") else 10**9)
-    monkeypatch.setattr(launch, "NARROW", 256)
-    monkeypatch.setattr(launch, "SORTED_ROWS", 0 if path.endswith("sorted") else 10**9)
-    monkeypatch.setattr(launch, "STRIP_ROWS", 32)
-    monkeypatch.setattr(launch, "LOWEST_STRIP", 32)
-    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 6000)
-    monkeypatch.setattr(launch, "has_tensor_descriptors", lambda architecture: descriptors)
+    monkeypatch.setattr(config, "SMALL_ROWS", 10**6 if path == "small" else 0)
+    monkeypatch.setattr(config, "SORTED_ROWS", 0 if path.endswith("sorted") else 10**9)
+    monkeypatch.setattr(config, "STRIP_ROWS", 32)
+    monkeypatch.setattr(config, "LOWEST_STRIP", 32)
+    monkeypatch.setattr(config, "WORKSPACE_BYTES", 6000)
+    monkeypatch.setattr(config, "has_tensor_descriptors", lambda architecture: descriptors)
 
 
 _interpreted_dot = interpreter.InterpreterBuilder.create_dot

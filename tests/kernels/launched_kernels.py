@@ -4,6 +4,7 @@ A process of its own, without the interpreter. The launchers run as they are, on
 after compiling; so what is compiled is what a GPU would get, down to the argument types and what is known of them.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -18,11 +19,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from spcl_loss._similarity import Contrast, launch, triton_kernels
-from spcl_loss._similarity.contrast import Upstream
+from spcl_loss._similarity.contrast import Contrast, Upstream
+from spcl_loss._similarity.kernels import config, dispatch
 
-# Of wide and of narrow rows; no multiples of 16, as most in use are, for which Triton makes kernels of their own.
-WIDE, NARROW = 1000, 50
+# No multiple of 16, for which Triton makes kernels of their own.
+WIDTH = 1000
 
 
 def compile_only(capability: int, compiled: dict[tuple[str, ...], Any]) -> None:
@@ -44,13 +45,12 @@ def compile_only(capability: int, compiled: dict[tuple[str, ...], Any]) -> None:
 
 
 def run_every_path(dtype: torch.dtype) -> None:
-    launch.NARROW_ROWS = launch.SORTED_ROWS = 0
-    cases = [(num_rows, WIDE, scale) for num_rows in (launch.SMALL_ROWS, 600) for scale in (10.0, 100.0)]
-    for num_rows, width, scale in [*cases, (600, NARROW, 10.0)]:
-        rows, labels = torch.randn(num_rows, width), torch.randint(5, (num_rows,))
+    config.SORTED_ROWS = 0
+    for num_rows, scale in itertools.product((config.SMALL_ROWS, 600), (10.0, 100.0)):
+        rows, labels = torch.randn(num_rows, WIDTH), torch.randint(5, (num_rows,))
         contrast = Contrast(labels, None, scale, 90, 95, True, dtype)
-        found = triton_kernels.statistics(rows, contrast)
-        triton_kernels.gradient(rows, contrast, Upstream(*found[:2], torch.randn(3, 90)))
+        found = dispatch.statistics(rows, contrast)
+        dispatch.gradient(rows, contrast, Upstream(*found[:2], torch.randn(3, 90)))
 
 
 def spilled(cubin: bytes) -> int:
@@ -77,7 +77,7 @@ def products_in_32_bits(ttir: str) -> list[str]:
 def main(architecture: str) -> None:
     compiled: dict[tuple[str, ...], Any] = {}
     compile_only(int(architecture.removeprefix("sm_")), compiled)
-    launch.architecture = lambda device: architecture
+    config.architecture = lambda device: architecture
     run_every_path(torch.float16)
     for setting in ("highest", "high"):
         torch.set_float32_matmul_precision(setting)

@@ -13,11 +13,10 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 # KiB that a program may have. Compute capabilities 8.6, 8.9 and 12.x take the kernels of sm_80 and have the least.
 SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227}
 KERNELS = {
-    "statistics_of_rows",
+    "statistics_of_few_rows",
     "statistics_of_tiles",
     "add_parts",
     "coefficients_of_rows",
-    "gradient_of_rows",
     "gradient_of_slices",
     "h_of_tiles",
 }

@@ -8,10 +8,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from interpreted import PATHS, choose, interpret, operands, triton_kernels
+from interpreted import PATHS, choose, dispatch, interpret, tiles
 from spcl_loss import SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import launch, operator, strips
+from spcl_loss._similarity import Contrast, operator, strips
+from spcl_loss._similarity.kernels import config
 from support import oracle
 
 pytestmark = [
@@ -103,9 +104,9 @@ def test_every_option_gives_the_numbers_of_dense(call, with_prototype_grads, pat
 @pytest.mark.parametrize("D", [257, 1000, 4096])
 def test_wide_rows(monkeypatch, path, D):
     choose(monkeypatch, path)
-    deep = {name: tile._replace(depth=256) for name, tile in launch.TILES["interpreter"]["ieee"].items()}
+    deep = {name: tile._replace(depth=256) for name, tile in config.TILES["interpreter"]["ieee"].items()}
     deep["small"] = deep["small"]._replace(part=256)
-    monkeypatch.setitem(launch.TILES["interpreter"], "ieee", deep)
+    monkeypatch.setitem(config.TILES["interpreter"], "ieee", deep)
     embeddings, labels, prototypes = batch(9, 3, D)
     expected = oracle.value_and_gradients(spcl, embeddings.double(), labels, prototypes.double(), impl="dense")
     assert_close(oracle.value_and_gradients(spcl, embeddings, labels, prototypes, impl="triton"), expected, 0.05)
@@ -137,9 +138,6 @@ def test_half_precision_embeddings_and_products(monkeypatch, path, dtype, option
 def test_deterministic_algorithms_change_no_bit(monkeypatch, path, options):
     """All kernels add in a fixed order. Deterministic mode poisons fresh memory too: all that is read was written."""
     choose(monkeypatch, path)
-    monkeypatch.setattr(
-        "spcl_loss.loss.product_dtype", lambda _: torch.float16 if path.startswith("narrow") else torch.float32
-    )
     tensors = batch(60)
     once = oracle.value_and_gradients(spcl, *tensors, **options, impl="triton")
     torch.use_deterministic_algorithms(True)
@@ -207,9 +205,9 @@ def rows_on_a_gpu(dtype=torch.float32):
 def test_auto_takes_the_kernels_where_they_run(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert operator._backend("auto", rows_on_a_gpu()) is triton_kernels
+    assert operator._backend("auto", rows_on_a_gpu()) is dispatch
     assert not operator.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
-    assert operator._backend("triton", rows_on_a_gpu()) is triton_kernels
+    assert operator._backend("triton", rows_on_a_gpu()) is dispatch
     assert operator._backend("auto", torch.eye(3)) is strips
     assert operator._backend("auto", rows_on_a_gpu(torch.float64)) is strips
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
@@ -234,10 +232,11 @@ def test_float32_products_obey_the_matmul_precision(setting, precision):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:
-        assert launch.precision(torch.float32) == precision
-        constants = operands.product_constants(launch.TILES["sm_90"][precision]["forward"], torch.float32, 10.0)
+        assert config.precision(torch.float32) == precision
+        contrast = Contrast(torch.arange(3), None, 10.0, 3, 3, False, torch.float32)
+        constants = tiles.product_constants(config.TILES["sm_90"][precision]["forward"], contrast)
         assert constants["PRECISION"] == precision
-        assert launch.precision(torch.bfloat16) == "half"
+        assert config.precision(torch.bfloat16) == "half"
     finally:
         torch.set_float32_matmul_precision(before)
 

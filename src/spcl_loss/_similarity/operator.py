@@ -15,7 +15,7 @@ from torch import Tensor
 from spcl_loss._numerics import full_precision
 from spcl_loss._similarity import dense, strips
 from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
-from spcl_loss._similarity.launch import unavailable_reason
+from spcl_loss._similarity.kernels.config import unavailable_reason
 
 IMPLEMENTATIONS = ("auto", "dense", "strips", "triton")
 # Rows above which strips overtake dense: measured by benchmarks/loss.py, see docs/performance.md.
@@ -80,9 +80,9 @@ def _backend(impl: str, rows: Tensor) -> Any:
     if impl == "triton" and reason is not None:
         raise ValueError(f"impl='triton' cannot be used: {reason}. Pass impl=\"auto\" to have a backend chosen")
     if impl == "triton" or (impl == "auto" and rows.is_cuda and reason is None):
-        from spcl_loss._similarity import triton_kernels
+        from spcl_loss._similarity.kernels import dispatch
 
-        return triton_kernels
+        return dispatch
     return strips
 
 

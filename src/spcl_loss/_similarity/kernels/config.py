@@ -1,4 +1,4 @@
-"""Where the Triton kernels run, and with which tiles. Imports no triton: `auto` asks here before anything is loaded."""
+"""Where the Triton kernels run, and with which tiles. Imports no triton: `auto` asks here before it loads them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from typing import NamedTuple
 
 import torch
 
-# Which path serves which size. Chosen on paper and by benchmarks/static.py: none of these has been measured on a GPU.
-# Rows up to which one launch per pass serves.
+# Chosen on paper and from compiled code: none of these has been measured on a GPU.
+# Up to this many rows, one launch per pass does everything.
 SMALL_ROWS = 256
-# Columns up to which the backward pass keeps gradients in registers. Wider rows are predicted to be faster through a
-# workspace (docs/performance.md); kernels exist for up to 256.
-NARROW = 64
-# From that many rows on a narrow backward pass has programs enough to fill a GPU.
-NARROW_ROWS = 16384
-# From that many rows on sorting them by class costs less than comparing labels pair by pair.
+# From this many rows on, sorting them by class costs less than comparing labels pair by pair.
 SORTED_ROWS = 8192
+# Upper bound of what is kept between two kernels: partial statistics, or entries of H.
 WORKSPACE_BYTES = 768 << 20
-# Rows of the forward pass whose partial results are kept before they are added up.
+# Rows of the forward pass whose partial statistics are kept before they are added up.
 STRIP_ROWS = 8192
-# The vendor's product wants at least that many rows of H at a time to fill a GPU.
+# Least number of rows of H per matrix product: fewer would not fill a GPU.
 LOWEST_STRIP = 4096
 
 
 class Tile(NamedTuple):
     """Rows, columns and depth of one step of a product, and the warps and pipeline stages that work on it.
 
-    `part` is how many columns are finished at a time; in the small backward pass, how many of the gradient's are kept.
+    `part` is the number of columns that are finished at a time. In the small backward pass it is the number of
+    gradient columns per program.
     """
 
     rows: int
@@ -39,7 +36,7 @@ class Tile(NamedTuple):
     part: int
 
 
-# Chosen by what they compile to: no spilled registers, and on sm_90 two programs per multiprocessor, so that one
+# Chosen from the compiled code: no spilled registers, and on sm_90 two programs per multiprocessor, so that one
 # multiplies while the other finishes its tile. "steep" kernels serve scales whose exponentials overflow.
 # architecture -> precision of the products -> kernel
 TILES: dict[str, dict[str, dict[str, Tile]]] = {
@@ -50,9 +47,6 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
-            "narrow_64": Tile(128, 64, 64, 8, 2, 64),
-            "narrow_128": Tile(128, 64, 64, 8, 2, 64),
-            "narrow_256": Tile(64, 32, 64, 8, 2, 32),
         },
         "tf32": {
             "small": Tile(16, 32, 32, 4, 3, 64),
@@ -76,9 +70,6 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "forward_steep": Tile(128, 128, 64, 4, 3, 16),
             "backward": Tile(128, 128, 64, 4, 3, 32),
             "backward_steep": Tile(128, 128, 64, 4, 3, 16),
-            "narrow_64": Tile(128, 128, 64, 8, 2, 128),
-            "narrow_128": Tile(128, 128, 64, 8, 2, 128),
-            "narrow_256": Tile(128, 64, 64, 8, 2, 64),
         },
         "tf32": {
             "small": Tile(16, 32, 32, 4, 3, 64),
@@ -95,9 +86,6 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
             "forward_steep": Tile(128, 128, 64, 8, 3, 32),
             "backward": Tile(128, 256, 64, 8, 3, 32),
             "backward_steep": Tile(128, 128, 64, 8, 3, 16),
-            "narrow_64": Tile(128, 64, 64, 8, 2, 64),
-            "narrow_128": Tile(128, 64, 64, 8, 2, 64),
-            "narrow_256": Tile(128, 64, 64, 8, 2, 64),
         },
         "tf32": {
             "small": Tile(16, 32, 32, 4, 3, 64),
@@ -110,7 +98,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
 }
 TILES["sm_90"]["ieee"] = TILES["sm_80"]["ieee"]
 TILES["sm_100"]["ieee"] = TILES["sm_80"]["ieee"] | {"small": Tile(16, 32, 32, 4, 2, 32)}
-# Small enough that ragged shapes of a few rows fill several tiles.
+# Small, so that ragged shapes of a few rows fill several tiles.
 _INTERPRETED = {name: Tile(16, 32, 16, 4, 1, 16) for name in TILES["sm_80"]["half"]}
 TILES["interpreter"] = dict.fromkeys(("half", "tf32", "ieee"), _INTERPRETED)
 
@@ -133,7 +121,7 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether kernels are run by Triton's interpreter, which decides when they are defined."""
+    """Whether Triton's interpreter runs the kernels. Triton reads the variable when a kernel is defined."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -146,38 +134,44 @@ def architecture(device: torch.device) -> str:
 
 
 def has_tensor_descriptors(architecture: str) -> bool:
-    """Whether operands come through the tensor memory accelerator; pointers and cp.async elsewhere."""
+    """Whether operands are loaded through the tensor memory accelerator. Otherwise: pointers and cp.async."""
     return architecture != "sm_80"
+
+
+def is_half(product_dtype: torch.dtype) -> bool:
+    return product_dtype != torch.float32
 
 
 def precision(product_dtype: torch.dtype) -> str:
     """Key of `TILES[architecture]`: float32 products obey `torch.set_float32_matmul_precision`."""
-    if product_dtype != torch.float32:
+    if is_half(product_dtype):
         return "half"
     return "tf32" if _allows_tf32() else "ieee"
 
 
 def _allows_tf32() -> bool:
-    """As PyTorch's own products on a GPU do; the older question raises where the newer setting was used."""
+    """Whether PyTorch's own products on a GPU use TF32."""
     matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9
+    if hasattr(matmul, "fp32_precision"):  # since PyTorch 2.9; the older query raises once this one was set
         return bool(matmul.fp32_precision == "tf32")
     return torch.get_float32_matmul_precision() != "highest"
-
-
-def narrow_kernel(width: int) -> tuple[str, int]:
-    """Name in the table and register width of the backward pass for rows up to `NARROW` wide."""
-    held = next(size for size in (64, 128, 256) if width <= size)
-    return f"narrow_{held}", held
 
 
 def workspace_shape(num_rows: int, num_anchors: int, tile: Tile, product_dtype: torch.dtype) -> tuple[int, int]:
     """Height and breadth of the workspace of H, in whole tiles: all columns, unless that makes it too low."""
     elements = WORKSPACE_BYTES // product_dtype.itemsize
-    all_rows, all_columns = _whole(num_anchors, tile.rows), _whole(num_rows, tile.columns)
+    all_rows, all_columns = _round_up(num_anchors, tile.rows), _round_up(num_rows, tile.columns)
     height = min(all_rows, max(LOWEST_STRIP, elements // all_columns // tile.rows * tile.rows))
     return height, min(all_columns, max(1, elements // height // tile.columns) * tile.columns)
 
 
-def _whole(size: int, tile: int) -> int:
-    return -(-size // tile) * tile
+def forward_strips(num_rows: int, num_anchors: int, tile: Tile) -> list[tuple[int, int]]:
+    """First row and height of each strip of the forward pass, whose partial statistics are kept at a time."""
+    budget = WORKSPACE_BYTES // (12 * num_rows)  # blocks of rows
+    step = max(tile.rows, tile.columns)
+    height = max(step, min(STRIP_ROWS, budget * tile.rows) // step * step)
+    return [(first, min(height, num_anchors - first)) for first in range(0, num_anchors, height)]
+
+
+def _round_up(size: int, step: int) -> int:
+    return -(-size // step) * step

@@ -1,18 +1,41 @@
-"""Triton kernels of the forward pass: statistics of rows, of tiles, and their sum."""
+"""The forward pass: statistics of few rows in one launch, or tile by tile with a second kernel that adds them up."""
 
-# mypy: ignore-errors
-# Device code: Triton reads these functions' source, their values have no Python types.
+# Device code is untyped: Triton reads the source of these functions, and their values have no Python types.
+# mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, no-untyped-call, untyped-decorator"
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from spcl_loss._similarity.tile_kernels import LOG2E, LOG_ZERO, SIZES, agreement, candidate, halves, inner_products
+from spcl_loss._similarity.contrast import Contrast, Statistics
+from spcl_loss._similarity.kernels.config import forward_strips
+from spcl_loss._similarity.kernels.tiles import (
+    FUSED,
+    LOG2E,
+    LOG_ZERO,
+    SIZES,
+    blocks_of,
+    candidate,
+    candidate_weights,
+    dense_labels,
+    descriptors,
+    halves,
+    inner_products,
+    label_agreement,
+    label_ranges,
+    operand_of,
+    product_constants,
+    tile_for,
+    weights_pointer,
+)
 
 
 @triton.jit
-def _sum_or_log(terms, AXIS: tl.constexpr, PLAIN: tl.constexpr):
+def _reduce(terms, AXIS: tl.constexpr, PLAIN: tl.constexpr):
     """Sum of exponentials, or base-2 logarithm of the sum from base-2 logarithms (-inf where all are)."""
     if PLAIN:
         return tl.sum(terms, AXIS)
@@ -48,13 +71,13 @@ def _natural_log(total, PLAIN: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def statistics_of_rows(
+def statistics_of_few_rows(
     rows, labels, log_weights, num_weights, negatives, positives, positive_sums, log2_scale, num_rows, num_anchors,
     width, stride, with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """The whole forward pass of BM anchors: they meet all candidates. Outputs: (A,) each."""
+    """The whole forward pass of BM anchors, which meet all candidates. Outputs: (A,) each."""
     i0 = tl.program_id(0) * BM
     i = i0 + tl.arange(0, BM)
     label_i = tl.load(labels + i, mask=i < num_rows, other=-3)
@@ -73,12 +96,33 @@ def statistics_of_rows(
         if PLAIN:
             scores = tl.exp2(scores)
         of_negatives, of_positives = _terms(scores, same, weight[None, :], PLAIN)
-        negative = _add(negative, _sum_or_log(of_negatives, 1, PLAIN), PLAIN)
-        positive = _add(positive, _sum_or_log(of_positives, 1, PLAIN), PLAIN)
+        negative = _add(negative, _reduce(of_negatives, 1, PLAIN), PLAIN)
+        positive = _add(positive, _reduce(of_positives, 1, PLAIN), PLAIN)
     mine = i < num_anchors
     tl.store(negatives + i, _natural_log(negative, PLAIN), mask=mine)
     tl.store(positives + i, _natural_log(positive, PLAIN), mask=mine)
     tl.store(positive_sums + i, positive_sum / LOG2E, mask=mine)
+
+
+def small(rows: Tensor, contrast: Contrast) -> Statistics:
+    """The statistics of at most `config.SMALL_ROWS` rows."""
+    labels, log_weights, scale, num_anchors, _, with_sum, _ = contrast
+    tile = tile_for(rows, contrast, "small")
+    outputs = rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
+    statistics_of_few_rows[(triton.cdiv(num_anchors, tile.rows),)](
+        rows.contiguous(),
+        labels,
+        *weights_pointer(rows, log_weights),
+        *outputs,
+        scale * LOG2E.value,
+        rows.shape[0],
+        num_anchors,
+        rows.shape[1],
+        rows.shape[1],
+        int(with_sum),
+        **product_constants(tile, contrast),
+    )
+    return outputs
 
 
 @triton.jit
@@ -86,9 +130,9 @@ def _store_columns(
     scores, labels, weights, column, column_stat, i0, j0, num_rows, num_anchors, with_sum,
     BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Stores what WIDTH columns of a tile hold for themselves, returns what they hold for the rows.
+    """Stores the partial statistics of WIDTH columns of a tile, and returns those of its rows.
 
-    PART columns at a time: what is known of each column would otherwise fill the registers.
+    Processes PART columns at a time: keeping every column's label and weight live would exhaust the registers.
     """
     if WIDTH > PART:
         half: tl.constexpr = WIDTH // 2
@@ -121,10 +165,10 @@ def _store_columns(
             scores = tl.exp2(scores)
         if j0 < num_anchors:
             of_columns = _terms(scores, same, weight_i[:, None], PLAIN)
-            tl.store(column + at, _sum_or_log(of_columns[0], 0, PLAIN))
-            tl.store(column + column_stat + at, _sum_or_log(of_columns[1], 0, PLAIN))
+            tl.store(column + at, _reduce(of_columns[0], 0, PLAIN))
+            tl.store(column + column_stat + at, _reduce(of_columns[1], 0, PLAIN))
         of_rows = _terms(scores, same, weight_j[None, :], PLAIN)
-        return _sum_or_log(of_rows[0], 1, PLAIN), _sum_or_log(of_rows[1], 1, PLAIN), positive_sum
+        return _reduce(of_rows[0], 1, PLAIN), _reduce(of_rows[1], 1, PLAIN), positive_sum
 
 
 @triton.jit
@@ -132,7 +176,7 @@ def _store_uniform(
     scores, weights, column, column_stat, i0, j0, num_rows, agree, with_sum,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """`_store_columns`, PLAIN, of a whole tile of pairs i < j that all share their label (`agree`), or none does."""
+    """`_store_columns`, PLAIN, for a whole tile of pairs i < j that all share their label (`agree`), or none does."""
     at = tl.arange(0, BN)
     i = i0 + tl.arange(0, BM)
     j = j0 + at
@@ -160,10 +204,10 @@ def statistics_of_tiles(
     """Partial statistics of the pairs i < j in one tile, for its rows and for its columns.
 
     The strip begins at row and column `first`. row_parts: (3, num_j, num_i * BM), column_parts:
-    (3, num_i, num_j * BN); tiles without a pair leave theirs unwritten, and `add_parts` does not read them.
-    `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN), `ranges` see `agreement`.
+    (3, num_i, num_j * BN). Tiles without a pair write nothing, and `add_parts` does not read their places.
+    `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN); `ranges`: see `label_ranges`.
     """
-    block_i = tl.program_id(0) % num_i  # neighbours in time share their columns, and the strip's rows stay in the cache
+    block_i = tl.program_id(0) % num_i  # successive programs share columns, and the strip's rows stay in the cache
     block_j = tl.program_id(0) // num_i
     if block_j * BN + BN - 1 > block_i * BM:
         i0 = first + block_i * BM
@@ -173,7 +217,7 @@ def statistics_of_tiles(
         row_stat = num_j.to(tl.int64) * num_i * BM
         column = column_parts + block_i.to(tl.int64) * num_j * BN + block_j * BN
         column_stat = num_i.to(tl.int64) * num_j * BN
-        all_agree, none_agree = agreement(ranges, i0, j0, num_rows, BM, BN)
+        all_agree, none_agree = label_agreement(ranges, i0, j0, num_rows, BM, BN)
         if PLAIN and (all_agree | none_agree) & (j0 >= i0 + BM):
             negative, positive, positive_sum = _store_uniform(
                 scores * log2_scale, weights, column, column_stat, i0, j0, num_rows, all_agree, with_sum, BM, BN
@@ -194,7 +238,7 @@ def add_parts(
     row_parts, column_parts, totals, first_statistic, first, num_anchors, num_i, num_j,
     BM: tl.constexpr, BN: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Totals (3, A) += what a strip's tiles found, for WIDTH rows and the statistic of the second grid axis."""
+    """Adds a strip's partial statistics to totals (3, A): WIDTH rows, one statistic per program on the second axis."""
     statistic = first_statistic + tl.program_id(1)
     x0 = tl.program_id(0) * WIDTH
     x = x0 + tl.arange(0, WIDTH)
@@ -208,7 +252,7 @@ def add_parts(
         index = first_part + part
         written = (index[:, None] < num_i) & (index[:, None] * BM < x[None, :]) & mine[None, :]
         terms = tl.load(columns + index[:, None].to(tl.int64) * num_j * BN + x[None, :], mask=written, other=empty)
-        result = _add(result, _sum_or_log(terms, 0, PLAIN), PLAIN)
+        result = _add(result, _reduce(terms, 0, PLAIN), PLAIN)
     if x0 < num_i * BM:
         rows = row_parts + statistic.to(tl.int64) * num_j * num_i * BM
         for first_part in range(x0 // BM * BM // BN, num_j, PARTS):
@@ -216,5 +260,67 @@ def add_parts(
             above = index[:, None] * BN + BN - 1 > x[None, :] // BM * BM
             written = (index[:, None] < num_j) & above & (x[None, :] < num_i * BM) & mine[None, :]
             terms = tl.load(rows + index[:, None].to(tl.int64) * num_i * BM + x[None, :], mask=written, other=empty)
-            result = _add(result, _sum_or_log(terms, 0, PLAIN), PLAIN)
+            result = _add(result, _reduce(terms, 0, PLAIN), PLAIN)
     tl.store(total, result, mask=mine)
+
+
+def tiled(rows: Tensor, contrast: Contrast) -> Statistics:
+    """The statistics of any number of rows, in strips whose partial statistics fit the workspace."""
+    labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = contrast
+    tile = tile_for(rows, contrast, "forward")
+    constants = product_constants(tile, contrast)
+    plain = constants["PLAIN"]
+    totals = rows.new_zeros(3, num_anchors)
+    if not plain:
+        totals[:2] = -math.inf
+    operand = operand_of(rows, product_dtype)
+    blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
+    weights = candidate_weights(rows, labels, log_weights, plain)
+    labels = dense_labels(labels)
+    ranges = label_ranges(labels, tile)
+    num_rows, width = rows.shape
+    for first, height in forward_strips(num_rows, num_anchors, tile):
+        num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)
+        row_parts = rows.new_empty(3, num_j, num_i * tile.rows)
+        column_parts = rows.new_empty(3, num_i, num_j * tile.columns)
+        statistics_of_tiles[(num_i * num_j,)](
+            *blocks,
+            labels,
+            ranges,
+            weights,
+            row_parts,
+            column_parts,
+            scale * LOG2E.value,
+            first,
+            num_rows,
+            num_anchors,
+            width,
+            operand.stride(0),
+            num_i,
+            num_j,
+            int(with_sum),
+            PART=tile.part,
+            TMA=descriptors(rows),
+            **constants,
+        )
+        # The sum of scores is added as a sum even where the other two are logarithms.
+        for statistic, count, as_sums in ((0, 2, plain), (2, int(with_sum), True)):
+            if count:
+                add_parts[(triton.cdiv(num_anchors - first, 32), count)](
+                    row_parts,
+                    column_parts,
+                    totals,
+                    statistic,
+                    first,
+                    num_anchors,
+                    num_i,
+                    num_j,
+                    BM=tile.rows,
+                    BN=tile.columns,
+                    WIDTH=32,
+                    PARTS=64,
+                    PLAIN=as_sums,
+                    **FUSED,
+                )
+    negative, positive = ((log.log() if plain else log / LOG2E.value).clamp_min(LOG_ZERO.value) for log in totals[:2])
+    return negative, positive, totals[2] / LOG2E.value

@@ -1,0 +1,71 @@
+"""The operator in Triton kernels, for CUDA devices, and for CPU tensors under Triton's interpreter.
+
+The mathematics and the names are those of `strips`: s_ij are the scores, H is the symmetric matrix whose product with
+the rows is the gradient, v_j = exp(log weight) of candidate j.
+
+* Up to `config.SMALL_ROWS` rows every program owns a few rows and meets all columns: one launch forward, one backward.
+* Above, the forward pass computes each pair i < j once. A tile of scores yields sums of its rows and of its columns.
+  A second kernel adds these partial statistics in a fixed order. There are no atomic additions, so every run gives the
+  same bits, with or without `torch.use_deterministic_algorithms`.
+* The backward pass writes tiles of H, in the products' precision, to a bounded workspace. The vendor's matrix product
+  multiplies them with the rows.
+* From `config.SORTED_ROWS` rows on they are sorted by class first. Then all pairs of nearly every tile share their
+  label, or none does, and such a tile needs no comparison of labels.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
+from spcl_loss._similarity.kernels import backward, config, forward
+
+
+def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
+    """The forward pass; see `spcl_loss._similarity.contrast_statistics`."""
+    num_anchors = contrast.num_anchors
+    if num_anchors == 0:
+        return rows.new_empty(0), rows.new_empty(0), rows.new_empty(0)
+    compute = forward.small if rows.shape[0] <= config.SMALL_ROWS else forward.tiled
+    with torch.cuda.device_of(rows):
+        if rows.shape[0] < config.SORTED_ROWS:
+            return compute(rows, contrast)
+        order, inverse = _class_order(contrast.labels, num_anchors)
+        negative, positive, positive_sum = compute(rows[order], _reordered(contrast, order))
+        inverse = inverse[:num_anchors]
+        return negative[inverse], positive[inverse], positive_sum[inverse]
+
+
+def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+    """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients."""
+    num_anchors, num_grads = upstream.negative.shape[0], contrast.num_grads
+    if num_anchors == 0 or num_grads == 0:
+        return rows.new_zeros(num_grads, rows.shape[1])
+    compute = backward.small if rows.shape[0] <= config.SMALL_ROWS else backward.tiled
+    with torch.cuda.device_of(rows):
+        if rows.shape[0] < config.SORTED_ROWS:
+            return compute(rows, contrast, upstream)
+        order, inverse = _class_order(contrast.labels, *sorted({min(num_grads, num_anchors), num_anchors}))
+        anchors = order[:num_anchors]
+        upstream = Upstream(upstream.negative[anchors], upstream.positive[anchors], upstream.grads[:, anchors])
+        return compute(rows[order], _reordered(contrast, order), upstream)[inverse[:num_grads]]
+
+
+def _class_order(labels: Tensor, *ends: int) -> tuple[Tensor, Tensor]:
+    """A permutation of the rows that makes members of a class neighbours, and its inverse.
+
+    Each range of rows up to one of the `ends` is sorted by itself, so that anchors stay in front. Rows behind the last
+    end keep their places: they are prototypes, one per class and in order.
+    """
+    starts = (0, *ends[:-1])
+    pieces = [labels[start:end].argsort(stable=True) + start for start, end in zip(starts, ends, strict=True)]
+    order = torch.cat([*pieces, torch.arange(ends[-1], labels.shape[0], device=labels.device)])
+    return order, order.argsort()
+
+
+def _reordered(contrast: Contrast, order: Tensor) -> Contrast:
+    log_weights = None if contrast.log_weights is None else contrast.log_weights[order]
+    return contrast._replace(labels=contrast.labels[order], log_weights=log_weights)
