@@ -76,9 +76,24 @@ def check(factory, **options):
     assert_matches_single_process(factory, num_classes=3, embedding_dim=8, **{"batch_sizes": RANKS} | options)
 
 
+class FromAScriptWithADefaultDevice:
+    """Sets a device that does not exist when a spawned process loads it, as a script's top-level code does."""
+
+    def __reduce__(self):
+        return _loaded_under_a_default_device, ()
+
+    def __call__(self):
+        return gathered()
+
+
+def _loaded_under_a_default_device():
+    torch.set_default_device("cuda:7")
+    return FromAScriptWithADefaultDevice()
+
+
 def test_right_losses_pass():
-    with torch.device("cuda:7"):  # a default device that does not exist: only this process has it
-        check(gathered)
+    with torch.device("cuda:7"):
+        check(FromAScriptWithADefaultDevice())
     check(Learned, batch_sizes=[(2, 0, 5), (3, 4, 1)])
 
 

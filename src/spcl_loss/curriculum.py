@@ -35,16 +35,11 @@ class DifficultyCurriculumSampler(Sampler[int]):
     always kept. If nobody calls `set_epoch`, every iteration after the first counts as the next epoch, with a warning;
     the last epoch repeats.
 
-    To resume, save `state_dict()` after a training step. A new process goes on with the next sample::
-
-        sampler.load_state_dict(state)
-        for epoch in range(sampler.epoch, num_epochs):
-            sampler.set_epoch(epoch)  # keeps the place in the loaded epoch
-            for batch in loader:  # the rest of that epoch, then whole epochs
-
-    A loader that reads ahead (worker processes, Accelerate) takes more samples than the training has used: save
-    `state_dict(position=...)` with the number used. The state of torchdata's StatefulDataLoader takes care of this.
-    Every rank may load the state of any rank, also from a run with another number of ranks.
+    To resume, save `state_dict()` after a training step. A new process loads it, calls ``set_epoch(sampler.epoch)``,
+    and goes on with the next sample. A loader that reads ahead (worker processes, Accelerate) takes more samples than
+    the training has used: save `state_dict(position=...)` with the number used. The state of torchdata's
+    StatefulDataLoader takes care of this. Every rank may load the state of any rank, also from a run with another
+    number of ranks.
 
     Args:
         difficulty: (n,) floating and finite, for example from `prototype_difficulty`. Only the order matters.
@@ -59,8 +54,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
             - ``"step"``: the pool is the easiest half in the first half of the epochs, then all data.
             - a callable: from the epoch to (n,) keep probabilities in [0, 1], from the easiest sample to the hardest.
         draw: ``"bernoulli"`` flips a coin for each sample, as the paper does, and the length of an epoch varies.
-            ``"fixed"`` samples systematically: all epochs have the same length, floor(n/2). Where the probabilities do
-            not add up to a whole number, it scales them down to one: by (n - 1)/n for an odd n.
+            ``"fixed"`` samples systematically: all epochs have the same length, floor(n/2). Probabilities that do not
+            add up to a whole number are scaled down to the next one, which for an odd n is a factor of (n - 1)/n.
         shuffle: whether the samples of an epoch come in random order. False gives them from easy to hard.
         seed: of the draws and the order.
         num_replicas: number of ranks that share an epoch. None for the size of the running process group, 1 without
@@ -145,8 +140,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
             difficulty: (n,) new scores. A sample whose score is not finite keeps its last one.
 
         Raises:
-            TypeError: an argument has the wrong kind.
-            ValueError: the epoch or the shape of the scores does not fit.
+            TypeError, ValueError: the epoch or the scores do not fit.
         """
         self._check_epoch(epoch)
         self._counts_iterations = False
@@ -186,8 +180,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
             ignore_index: the label of ignored rows.
 
         Raises:
-            TypeError: an argument has the wrong kind.
-            ValueError: a shape, a device, an index or a label does not fit.
+            TypeError, ValueError: as `prototype_difficulty`, or an index does not fit.
         """
         scores = prototype_difficulty(embeddings, labels, centers, center_mask, ignore_index=ignore_index)
         check_indices(indices, scores.shape[0], self._difficulty.shape[0])

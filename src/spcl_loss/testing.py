@@ -131,7 +131,8 @@ def _rank(
         store = dist.FileStore(f"{folder}/store of {world_size}", world_size)  # type: ignore[attr-defined]
         limit = timedelta(seconds=timeout)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
-        result = _train(loss_factory, num_classes, embedding_dim, steps, rank)
+        with torch.device("cpu"):  # a script that sets another default device sets it in its spawned processes too
+            result = _train(loss_factory, num_classes, embedding_dim, steps, rank)
         torch.save(result, f"{folder}/{name}.pt")
         dist.destroy_process_group()
 
