@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from spcl_loss._checks import check_device, check_floating, check_indices, check_labels, check_mask, check_size
+from spcl_loss._checks import (
+    check_device,
+    check_floating,
+    check_indices,
+    check_int,
+    check_labels,
+    check_mask,
+    check_size,
+)
 from spcl_loss._numerics import computed_dtype, full_precision, unit_rows
 
 _BLOCK_ELEMENTS = 1 << 20  # entries per block of rows: a few MiB, so that a block stays in cache
@@ -73,7 +81,7 @@ def prototype_difficulty(
     if centers is not None:
         check_floating("centers", centers, ("C", width))
         check_device("centers", centers, "embeddings", embeddings.device)
-    _check_options(centers, center_mask, leave_one_out)
+    _check_options(centers, center_mask, ignore_index, leave_one_out)
     check_labels(labels, rows, embeddings.device, None if centers is None else centers.shape[0], ignore_index)
     labels = _known_labels(labels, ignore_index)
     if centers is not None:
@@ -127,7 +135,7 @@ def prototype_difficulty_blocks(
         EMNLP 2022, section 3.3.
     """
     check_size("num_samples", num_samples)
-    _check_options(centers, center_mask, leave_one_out)
+    _check_options(centers, center_mask, ignore_index, leave_one_out)
     means, counted = (None, None) if centers is not None else _means_of_blocks(blocks, num_samples, ignore_index)
     # The result is float32 on the CPU, whatever torch's default dtype and device are.
     difficulty = torch.full((num_samples,), torch.nan, dtype=torch.float32, device="cpu")
@@ -174,7 +182,8 @@ def _checked(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> It
         yield indices, embeddings, labels
 
 
-def _check_options(centers: Tensor | None, mask: Tensor | None, leave_one_out: bool) -> None:
+def _check_options(centers: Tensor | None, mask: Tensor | None, ignore_index: int, leave_one_out: bool) -> None:
+    check_int("ignore_index", ignore_index)
     if centers is None:
         if mask is not None:
             raise ValueError("center_mask needs centers; received centers=None. Pass both or neither")
