@@ -325,6 +325,19 @@ class TestResume:
         second.set_epoch(1)
         assert second.state_dict()["position"] == 0
 
+    def test_an_iterator_restores_an_epoch_of_its_own(self):
+        """A StatefulDataLoader may have asked a new iterator for its state after the sampler's: the next epoch's."""
+        first, expected = sampler(), list(epochs(sampler()))
+        list(first)
+        with pytest.warns(UserWarning, match="set_epoch"):
+            own = iter(first).state_dict()
+        assert own == {"epoch": 1, "position": 0}
+        second = sampler()
+        resumed = iter(second)
+        resumed.load_state_dict(own | {"position": 7})
+        assert (second.epoch, second.state_dict()["position"]) == (1, 7)
+        assert list(resumed) == expected[1][7:]
+
     def test_set_epoch_keeps_the_place_of_an_iterator_that_runs(self, tmp_path):
         first, second, expected = sampler(), sampler(), list(epochs(sampler()))
         first.set_epoch(1)

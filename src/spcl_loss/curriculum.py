@@ -242,9 +242,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
         return self._resume_at is not None or (self._last is not None and not self._last.finished)
 
     def _start_position(self) -> int:
-        """How many samples of the epoch all ranks have used when an iterator starts now.
+        """The number of samples that all ranks have used, for an iterator that starts now.
 
-        Moves to the next epoch first if nobody calls set_epoch.
+        If nobody calls set_epoch, this moves to the next epoch first.
         """
         if self._resume_at is not None:
             return self._resume_at
@@ -266,7 +266,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
             )
 
     def _draw(self, epoch: int, scores: Tensor) -> NDArray[Any]:
-        """The samples of this rank in the epoch, in the order in which it sees them."""
+        """The samples of this rank in an epoch, in order."""
         drawn = draw_samples(
             scores.numpy(),
             *self._keep_parts(epoch),
@@ -287,7 +287,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
 
 class _EpochIterator(Iterator[int]):
-    """One pass over an epoch. Loaders drop iterators unused, so it starts with its first sample or its state."""
+    """One pass over an epoch. It starts with its first sample or its state: loaders make iterators they never use."""
 
     position: int  # samples handed out
     _indices: NDArray[Any]
@@ -321,7 +321,7 @@ class _EpochIterator(Iterator[int]):
         """Starts after `used` samples of the epoch, counted over all ranks."""
         sampler = self._sampler
         self._started, self._epoch, self._indices = True, sampler.epoch, sampler._indices
-        # Rounded up: with another number of ranks before, a part of a round may be used, and no sample comes twice.
+        # Rounded up: a run with another number of ranks may have used a part of a round. No sample comes twice.
         self.position = min(-(-used // sampler.num_replicas), len(sampler))
         sampler._last, sampler._resume_at = self, None
 
