@@ -33,20 +33,16 @@ from measure import machine, median_ratio, save, table
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from erc.data import load_corpus
-from erc.dialogues import Corpus
-from erc.encoder import EmotionModel, load_tokenizer_and_backbone
-from erc.evaluation import score
-from erc.inputs import AFTER_ALL, Batch, Sample, collate
-from erc.layouts import lay_out
-from erc.objectives import rate_factor
+from erc.data import Corpus, load_corpus
+from erc.evaluate import score
+from erc.inputs import AFTER_ALL, Batch, Prompts, Sample, collate
+from erc.model import EmotionModel, load_encoder, rate_factor
 from erc.settings import PRESETS, Settings
-from erc.training import train
+from erc.train import train
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
 
 AS_THE_AUTHORS = {
-    name: PRESETS["paper"][name]
-    for name in ("inputs", "context_turns", "repeat_turn", "max_length", "freeze_embeddings")
+    name: PRESETS["paper"][name] for name in ("inputs", "context_turns", "max_length", "freeze_embeddings")
 }
 
 
@@ -88,11 +84,13 @@ class PlainLoop:
     def __init__(self, settings: Settings, corpus: Corpus) -> None:
         self.settings, self.corpus = settings, corpus
         torch.manual_seed(settings.seed)
-        self.tokenizer, backbone = load_tokenizer_and_backbone(settings)
+        self.tokenizer, backbone = load_encoder(replace(settings, as_authors=True))  # dropout in attention too
+        backbone.set_attn_implementation("sdpa")
         self.model = EmotionModel(backbone, len(corpus.labels), head_trains_encoder=False)
         self.optimizer = torch.optim.AdamW(self.model.parameter_groups(settings))
+        sizes = {"context_turns": settings.context_turns, "max_length": settings.max_length}
         self.samples, self.dev = (
-            lay_out(settings, split, self.tokenizer).own_queries() for split in (corpus.train, corpus.dev)
+            Prompts(split, self.tokenizer, **sizes).own_queries() for split in (corpus.train, corpus.dev)
         )
 
     def run(self) -> list[float]:
@@ -133,7 +131,7 @@ class PlainLoop:
         self.model.train()
         batches = -(-len(samples) // self.settings.batch_size)
         for number, batch in enumerate(self._batches(samples)):
-            factor = rate_factor(self.settings, epoch * batches + number, epoch, number / batches)
+            factor = rate_factor(self.settings, epoch, number, batches, epoch * batches + number)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["full_rate"] * factor
             features, scores = self.model(batch)
@@ -147,7 +145,7 @@ class PlainLoop:
     def _score(self, centers: Tensor) -> float:
         features, labels = self._encode(self.dev)
         guess = F.cosine_similarity(features[:, None], centers, dim=-1).argmax(1)
-        return float(score(labels, guess, self.corpus.labels)["weighted_f1"])
+        return float(score(labels.numpy(), guess.numpy(), self.corpus.labels)["weighted_f1"])
 
 
 def run_plain(settings: Settings, corpus: Corpus, _: Path) -> tuple[float, list[float]]:
@@ -193,9 +191,7 @@ def main() -> None:
     common = {name: getattr(options, name) for name in ("encoder", "epochs", "batch_size")}
     ours = Settings(dataset=corpus.name, **common)
     same_prompts = replace(ours, **AS_THE_AUTHORS)
-    # of the plain loop: dropout everywhere, fused attention
-    theirs = {"attention_dropout": None, "attention": "sdpa", "precision": "fp32"}
-    plain = replace(same_prompts, **theirs)
+    plain = replace(same_prompts, precision="fp32")
     contestants = {
         "as the authors": (run_plain, plain),
         "ours, the same prompts": (run_ours, same_prompts),

@@ -9,12 +9,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-from .data import NoDataError, departures, load_corpus, split_table
-from .dialogues import Corpus, InputError
+from .data import Corpus, departures, load_corpus, split_table
+from .files import InputError, NoDataError
+from .folder import RunFolder
 from .practice import PRACTICE
-from .run_folder import RunFolder
 from .settings import PRESETS, Settings, add_options, given, preset
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints the reason of an error alone; `--help` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
 
 
 def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -37,39 +45,44 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
 
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: a new one in runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --output holds, if it holds one")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --output holds")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder with the dataset's files")
     practice = parser.add_mutually_exclusive_group()
     practice.add_argument("--practice", action="store_true", help="train on the practice corpus, which needs no data")
-    practice.add_argument("--or-practice", action="store_true", help="do so only where the dataset cannot be had")
+    practice.add_argument("--or-practice", action="store_true", help="do so if the dataset cannot be had")
     parser.add_argument(
         "--preset",
         choices=list(PRESETS),
-        help="settings to begin with (default: gpu where there is "
-        "one, else cpu); every option below changes one of them",
+        help="what the settings below begin with (default: gpu where there is one, else cpu)",
     )
-    add_options(parser.add_argument_group("settings"))
+    add_options(parser)
     return parser
 
 
 def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
-    stored = RunFolder(output).stored_settings() if arguments.resume else None
+    folder = RunFolder(output)
+    folder.check()
+    stored = folder.stored_settings() if arguments.resume else None
     if stored is not None and not arguments.practice:
         dataset = stored.dataset
     corpus = _corpus(dataset, arguments)
     settings = _settings(corpus.name, stored, arguments)
-    from .report import result_table  # these import torch, which takes seconds, and no fault so far has needed it
-    from .training import train
-
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
+        used = corpus.first(settings.limit).part(settings.train_fraction, settings.seed)
         print(f"{corpus.name}: train to learn from, dev to select by, test to score once; results in {output}")
-        print(split_table(corpus), flush=True)
+        print(split_table(used), flush=True)
+        if settings.limit is not None:
+            print(f"only the first {settings.limit} dialogues of each split: a trial, whose scores say nothing")
         if different := departures(corpus):
             print(f"warning: these are not the published splits: {'; '.join(different)}", file=sys.stderr)
+
+    from .report import result_table  # these import torch, which takes seconds, and no fault so far has needed it
+    from .train import train
+
     result = train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
     if main_process:
         print(f"\n{result_table(result)}\n\nresults in {output}", flush=True)

@@ -1,18 +1,26 @@
-"""What goes into the encoder: token sequences, and the places in them whose hidden states represent utterances."""
+"""What goes into the encoder: dialogues as token sequences, the tokens that represent each utterance, and batches.
+
+There are two ways. `Windows`: a stretch of a dialogue is encoded once, and each turn is the mean of its own tokens.
+`Prompts`: each turn is encoded with its past and a question, and the hidden state at a mask represents it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
-from .dialogues import InputError
+from .data import Dialogue
+from .files import InputError
 
 AFTER_ALL = torch.iinfo(torch.long).max
 NO_LIMIT = 1_000_000  # tokenizers without a limit state a huge number
+POOL = 50  # batches that are sorted by length together: enough for little padding, few enough for random batches
+PAST_QUERIES = 0.2  # share of the turns that also ask for an earlier turn's emotion, in training
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Input:
 class Sample:
     """A labelled utterance; the mean of the hidden states from `start` to before `end` represents it."""
 
-    input: Input  # samples that share it are encoded at once
+    input: Input  # samples may share one; it is then encoded once
     start: int
     end: int
     label: int
@@ -45,14 +53,165 @@ class Sample:
         return len(self.input.ids) if self.input.turns is None else self.end
 
 
+class Windows:
+    """A split's dialogues, tokenised once: `[CLS] speaker: text [SEP] speaker: text [SEP] ...`.
+
+    A turn sees itself and what was said before it. So one encoding of a stretch serves all its turns, as causally as a
+    prompt for each would, and takes a fraction of the tokens.
+
+    Args:
+        context_turns: a dialogue that is too long goes on in a further window. That begins with so many of the turns
+            before, as far as they fit into half of it.
+        max_length: tokens of a window. A longer turn is cut.
+    """
+
+    def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
+        check_length(tokenizer, max_length)
+        self.context_turns, self.max_length = context_turns, max_length
+        self.start = special(tokenizer, "cls_token_id", "bos_token_id")
+        end = special(tokenizer, "sep_token_id", "eos_token_id")
+        texts = [f"{turn.speaker}: {turn.text}" for dialogue in dialogues for turn in dialogue.turns]
+        said = ([*tokens[: max_length - 2], end] for tokens in tokenise(tokenizer, texts))
+        self.samples = [s for d in dialogues for s in self._samples(d, [next(said) for _ in d.turns])]
+
+    def own_queries(self) -> list[Sample]:
+        """A sample for every labelled turn."""
+        return list(self.samples)
+
+    def past_queries(self, generator: torch.Generator) -> list[Sample]:
+        """None: every turn of a window is asked for already."""
+        return []
+
+    def _samples(self, dialogue: Dialogue, said: list[list[int]]) -> Iterator[Sample]:
+        first = 0
+        while first < len(said):
+            begin, stop = self._bounds(said, first)
+            ids, turns, spans = [self.start], [begin], []
+            for turn in range(begin, stop):
+                spans.append((len(ids), len(ids) + len(said[turn])))
+                ids += said[turn]
+                turns += [turn] * len(said[turn])
+            window = Input(tuple(ids), tuple(turns))
+            for turn in range(first, stop):
+                own = dialogue.turns[turn]
+                if own.label is not None:
+                    yield Sample(window, *spans[turn - begin], own.label, dialogue.id, own.id)
+            first = stop
+
+    def _bounds(self, said: list[list[int]], first: int) -> tuple[int, int]:
+        """The turns of the window that asks for the turn `first` and as many after it as fit."""
+        begin, room = first, self.max_length - 1 - len(said[first])
+        spare = min(room, self.max_length // 2)
+        while begin > 0 and first - begin < self.context_turns and len(said[begin - 1]) <= spare:
+            begin -= 1
+            spare -= len(said[begin])
+            room -= len(said[begin])
+        stop = first + 1
+        while stop < len(said) and len(said[stop]) <= room:
+            room -= len(said[stop])
+            stop += 1
+        return begin, stop
+
+
+class Prompts:
+    """The SPCL authors' inputs, one for each turn, tokenised once.
+
+    `[CLS] speaker:text [SEP] ... For utterance: speaker:text [SEP] speaker feels [MASK] [SEP]`: the turns before, the
+    turn itself, then the question. Text and cuts are those of the authors' code.
+
+    Args:
+        context_turns: how many turns before the turn are shown.
+        max_length: tokens of an input. Turns are left out, oldest first, until turns and question seem to fit; what is
+            still too long loses its beginning.
+    """
+
+    def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
+        check_length(tokenizer, max_length)
+        self.dialogues, self.context_turns, self.max_length = dialogues, context_turns, max_length
+        self.start = special(tokenizer, "cls_token_id", "bos_token_id")
+        self.end = special(tokenizer, "sep_token_id", "eos_token_id")
+        special(tokenizer, "mask_token_id")
+        turns = [turn for dialogue in dialogues for turn in dialogue.turns]
+        said = iter(tokenise(tokenizer, [f"{turn.speaker}:{turn.text}" for turn in turns]))
+        feels = iter(tokenise(tokenizer, [f"{turn.speaker} feels {tokenizer.mask_token}" for turn in turns]))
+        (self.asks,) = tokenise(tokenizer, ["For utterance:"])
+        self.said = [[[*next(said), self.end] for _ in dialogue.turns] for dialogue in dialogues]
+        self.feels = [[[*next(feels), self.end] for _ in dialogue.turns] for dialogue in dialogues]
+
+    def own_queries(self) -> list[Sample]:
+        """A sample for every labelled turn."""
+        return [self._sample(d, turn, turn) for d, turn in self._labelled()]
+
+    def past_queries(self, generator: torch.Generator) -> list[Sample]:
+        """For a random fifth of the turns from a dialogue's fifth on: the question is about an earlier turn shown.
+
+        Their number depends on the dialogues only, never on the draw, so that every epoch has as many samples.
+        """
+        may_ask = [(d, turn, self._labelled_before(d, turn)) for d, turn in self._labelled() if turn > 3]
+        may_ask = [option for option in may_ask if option[2]]
+        chosen = torch.randperm(len(may_ask), generator=generator)[: round(PAST_QUERIES * len(may_ask))]
+        samples = []
+        for index in chosen.sort().values.tolist():
+            d, turn, earlier = may_ask[index]
+            samples.append(self._sample(d, turn, earlier[int(torch.randint(len(earlier), (), generator=generator))]))
+        return samples
+
+    def _labelled(self) -> Iterator[tuple[int, int]]:
+        for d, dialogue in enumerate(self.dialogues):
+            for position, turn in enumerate(dialogue.turns):
+                if turn.label is not None:
+                    yield d, position
+
+    def _labelled_before(self, d: int, turn: int) -> list[int]:
+        return [i for i in range(self._first_shown(d, turn), turn) if self.dialogues[d].turns[i].label is not None]
+
+    def _first_shown(self, d: int, turn: int) -> int:
+        """The oldest turn shown. However little room there is, one turn before stays; the cut decides about it."""
+        said, first = self.said[d], 0
+        shown = sum(map(len, said[: turn + 1])) + len(said[turn]) + 8  # their estimate of the question's length
+        while first < turn - 1 and shown > self.max_length:
+            shown -= len(said[first])
+            first += 1
+        return max(first, turn - self.context_turns)
+
+    def _sample(self, d: int, turn: int, query: int) -> Sample:
+        """The dialogue as it stands after `turn`, with a question about the emotion of `query`."""
+        said, asked = self.said[d], self.dialogues[d].turns[query]
+        context = [token for one in said[self._first_shown(d, turn) : turn + 1] for token in one]
+        ids = [self.start, *context, *self.asks, *said[query], *self.feels[d][query]][-self.max_length :]
+        assert asked.label is not None
+        mask = len(ids) - 2
+        return Sample(Input(tuple(ids)), mask, mask + 1, asked.label, self.dialogues[d].id, asked.id)
+
+
+def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The token ids of each text, without special tokens around it."""
+    # verbose: too long a turn is cut here, not by the tokenizer, and needs no warning
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def check_length(tokenizer: Any, max_length: int) -> None:
+    limit = min(tokenizer.model_max_length, NO_LIMIT)
+    if max_length > limit:
+        raise InputError(f"max_length must be at most {limit}, the encoder's limit; received {max_length}")
+
+
+def special(tokenizer: Any, *names: str) -> int:
+    """The id of the first of the special tokens that the tokenizer has."""
+    for name in names:
+        if (token := getattr(tokenizer, name, None)) is not None:
+            return int(token)
+    raise InputError(f"the encoder's tokenizer has no {names[0].removesuffix('_id')}: choose a masked language model")
+
+
 @dataclass(frozen=True)
 class Batch:
     """N samples in R inputs, which are padded to L tokens."""
 
     input_ids: Tensor  # (R, L)
     turns: Tensor  # (R, L) each token's turn; padding's is `AFTER_ALL`
-    tokens: Tensor  # of all samples, one after the other: their tokens' places in the R * L
-    offsets: Tensor  # (N,) where each sample's begin
+    tokens: Tensor  # the places, among the R * L, of the tokens of all samples, one sample after the other
+    offsets: Tensor  # (N,) where each sample's tokens begin in `tokens`
     labels: Tensor  # (N,)
     by_turn: bool  # whether a token sees its own turn and those before it, else all
 
@@ -68,20 +227,12 @@ class Batch:
         return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts), by_turn=self.by_turn)
 
 
-def share_inputs(samples: Sequence[Sample], indices: Sequence[int]) -> list[list[int]]:
-    """The indices in their order, but those of samples with the same input together."""
-    groups: dict[int, list[int]] = {}
-    for index in indices:
-        groups.setdefault(id(samples[index].input), []).append(index)
-    return list(groups.values())
-
-
 def collate(samples: Sequence[Sample], padding: int) -> Batch:
     """A batch no wider than its longest member needs; each input is in it once."""
     groups = share_inputs(samples, range(len(samples)))
     row = {index: r for r, group in enumerate(groups) for index in group}
     inputs = [samples[group[0]].input for group in groups]
-    # Tokens after the last that is asked for are seen by none before them.
+    # Tokens after the last one needed are dropped: earlier tokens cannot see them.
     lengths = [max(samples[index].length for index in group) for group in groups]
     input_ids = torch.full((len(inputs), max(lengths)), padding)
     turns = torch.full_like(input_ids, AFTER_ALL)
@@ -99,17 +250,84 @@ def collate(samples: Sequence[Sample], padding: int) -> Batch:
     )
 
 
-def length_limit(tokenizer: Any, max_length: int) -> int:
-    """How many tokens the encoder takes; `max_length` must not be more."""
-    limit = min(tokenizer.model_max_length, NO_LIMIT)
-    if max_length > limit:
-        raise InputError(f"max_length must be at most {limit}, the encoder's limit; received {max_length}")
-    return int(limit)
+def share_inputs(samples: Sequence[Sample], indices: Sequence[int]) -> list[list[int]]:
+    """The indices in their order, but those of samples with the same input together."""
+    groups: dict[int, list[int]] = {}
+    for index in indices:
+        groups.setdefault(id(samples[index].input), []).append(index)
+    return list(groups.values())
 
 
-def special(tokenizer: Any, *names: str) -> int:
-    """The id of the first of the special tokens that the tokenizer has."""
-    for name in names:
-        if (token := getattr(tokenizer, name, None)) is not None:
-            return int(token)
-    raise InputError(f"the encoder's tokenizer has no {names[0].removesuffix('_id')}: choose a masked language model")
+class RandomShareSampler(Sampler[int]):
+    """All samples in random order, or a random share of them, anew each epoch."""
+
+    def __init__(self, size: int, *, share: float, seed: int) -> None:
+        self.size, self.count, self.seed, self.epoch = size, max(1, int(share * size)), seed, 0
+
+    def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+    @property
+    def indices(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.size, generator=generator)[: self.count]
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.indices.tolist()
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
+    """Batches of samples of like length, in random order.
+
+    The samples are cut into pools of `POOL` batches; each pool is sorted by length and cut into batches. Samples that
+    share an input stay together, so a batch may have more than `batch_size` of them.
+    """
+    batches = []
+    for pool in _cut(share_inputs(samples, indices), POOL * batch_size):
+        pool.sort(key=lambda group: _length(samples, group))
+        batches += [_flat(groups) for groups in _cut(pool, batch_size)]
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
+    return [batches[i] for i in order.tolist()]
+
+
+def full_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches in the order of the samples, of `batch_size` each; what is left over is dropped, as the authors do."""
+    count = max(1, len(indices) // batch_size)
+    return [list(indices[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
+
+
+def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
+    """Batches of like length for a pass in any order; the longest comes first, so that memory fails at once."""
+    groups = share_inputs(samples, range(len(samples)))
+    groups.sort(key=lambda group: -_length(samples, group))
+    return [_flat(batch) for batch in _cut(groups, batch_size)]
+
+
+def _length(samples: Sequence[Sample], group: Sequence[int]) -> int:
+    return max(samples[index].length for index in group)
+
+
+def _cut(groups: Sequence[list[int]], size: int) -> list[list[list[int]]]:
+    """The groups in runs of at least `size` members; the last may have fewer."""
+    runs: list[list[list[int]]] = []
+    room = 0
+    for group in groups:
+        if room <= 0:
+            runs.append([])
+            room = size
+        runs[-1].append(group)
+        room -= len(group)
+    return runs
+
+
+def _flat(groups: Sequence[list[int]]) -> list[int]:
+    return [index for group in groups for index in group]

@@ -1,23 +1,25 @@
-"""The practice corpus: made-up dialogues to train on where no dataset is at hand. Scores on it say nothing about one.
+"""The practice corpus: made-up dialogues to train on without a dataset. Scores on it say nothing about one.
 
 A dialogue begins with the report of an event, then speakers react. Each speaker has a temperament, which decides what
-an event makes them feel. Much of what they say fits any emotion: "I heard." is joy from a cheerful person after good
-news and fear from an anxious one after bad. So neither the words, nor the context, nor the speaker suffice alone.
-Train, dev and test are made from different sentences.
+an event makes them feel. Many replies fit any emotion: "I heard." is joy from a cheerful person after good news, and
+fear from an anxious one after bad. So neither words, nor context, nor speaker suffice alone. Train, dev and test are
+made from different sentences, which are in practice.json.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
-from .dialogues import Corpus, Dialogue, Turn
-from .practice_lines import AMBIGUOUS, DAYS, EVENTS, NAMES, OVERT, PLACES
+from .data import MELD_LABELS as LABELS
+from .data import PUBLISHED, Corpus, Dialogue, Turn
 
 PRACTICE = "practice corpus"
-LABELS = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
-# MELD's training counts, README of the dataset: the practice corpus is as unbalanced.
-SHARES = tuple(count / 9989 for count in (4710, 1743, 1205, 1109, 683, 271, 268))
+LINES = json.loads(Path(__file__).with_name("practice.json").read_text(encoding="utf-8"))
+_, TURNS, COUNTS = PUBLISHED["MELD"]["train"]
+SHARES = tuple(count / TURNS for count in COUNTS)  # the practice corpus is as unbalanced as MELD
 
 KINDS = ("windfall", "bereft", "slight", "peril", "filth", "twist", "routine")
 REACTIONS = {  # temperament: what each kind of event makes it feel
@@ -52,7 +54,7 @@ def _dialogue(split: str, name: str, generator: random.Random) -> Dialogue:
     emotions = generator.choices(LABELS, _reaction_shares(), k=length - 1)
     kind = _kind_for(emotions, generator)
     reporter = generator.choice(list(SPEAKERS))
-    turns = [(reporter, _fill(generator.choice(EVENTS[split][kind]), generator), "neutral")]
+    turns = [(reporter, _fill(generator.choice(LINES["events"][split][kind]), generator), "neutral")]
     for emotion in emotions:
         speaker = _speaker_for(emotion, kind, turns[-1][0], generator)
         turns.append((speaker, _reply(split, speaker, kind, emotion, generator), emotion))
@@ -60,7 +62,7 @@ def _dialogue(split: str, name: str, generator: random.Random) -> Dialogue:
 
 
 def _reaction_shares() -> list[float]:
-    """The shares among reactions that make up for every report being neutral, so that all turns have `SHARES`."""
+    """Shares among the reactions. Every report is neutral, so reactions are neutral less often than `SHARES` says."""
     length = (MIN_TURNS + MAX_TURNS) / 2
     return [(share * length - (label == "neutral")) / (length - 1) for label, share in zip(LABELS, SHARES, strict=True)]
 
@@ -73,7 +75,7 @@ def _kind_for(emotions: Sequence[str], generator: random.Random) -> str:
 
 
 def _speaker_for(emotion: str, kind: str, previous: str, generator: random.Random) -> str:
-    """Somebody else than the previous speaker, whom the event makes feel that, if there is one."""
+    """Someone other than the previous speaker, if possible one whom the event makes feel that."""
     others = [speaker for speaker in SPEAKERS if speaker != previous]
     fitting = [speaker for speaker in others if _feels(speaker, kind) == emotion]
     return generator.choice(fitting or others)
@@ -85,9 +87,10 @@ def _feels(speaker: str, kind: str) -> str:
 
 def _reply(split: str, speaker: str, kind: str, emotion: str, generator: random.Random) -> str:
     if _feels(speaker, kind) == emotion and generator.random() < AMBIGUOUS_SHARE:
-        return generator.choice(AMBIGUOUS[split])
-    return _fill(generator.choice(OVERT[split][emotion]), generator)
+        return generator.choice(LINES["ambiguous"][split])
+    return _fill(generator.choice(LINES["overt"][split][emotion]), generator)
 
 
 def _fill(sentence: str, generator: random.Random) -> str:
-    return sentence.format(name=generator.choice(NAMES), place=generator.choice(PLACES), day=generator.choice(DAYS))
+    names, places, days = (generator.choice(LINES[kind]) for kind in ("names", "places", "days"))
+    return sentence.format(name=names, place=places, day=days)

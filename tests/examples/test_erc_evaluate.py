@@ -1,0 +1,114 @@
+"""Encoding, heads, scores."""
+
+import erc_tiny
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from erc.evaluate import Encoded, encode, heads, predict, reference_samples, score
+from erc.inputs import Prompts, collate
+from erc.model import EmotionModel, load_encoder
+
+LABELS = ("a", "b", "c")
+
+
+def test_scores_by_hand():
+    # a: 3 of 4 found, 3 of 5 guesses right -> F1 2*3/(4+5); b: 1 of 2, 1 of 1 -> 2/3; c: never right -> 0
+    gold = np.array([0, 0, 0, 0, 1, 1, 2])
+    guess = np.array([0, 0, 0, 2, 0, 1, 0])
+    result = score(gold, guess, LABELS)
+    f1 = {"a": 6 / 9, "b": 2 / 3, "c": 0.0}
+    assert result["per_class_f1"] == pytest.approx(f1)
+    assert result["weighted_f1"] == pytest.approx((4 * f1["a"] + 2 * f1["b"]) / 7)
+    assert result["macro_f1"] == pytest.approx((f1["a"] + f1["b"]) / 3)
+    assert result["accuracy"] == pytest.approx(4 / 7)
+
+
+def test_a_class_that_does_not_occur_counts_in_macro_f1_only():
+    result = score(np.array([0, 0, 1]), np.array([0, 0, 1]), LABELS)
+    assert result["per_class_f1"] == {"a": 1.0, "b": 1.0, "c": 0.0}
+    assert (result["weighted_f1"], result["macro_f1"]) == (1.0, pytest.approx(2 / 3))
+
+
+def test_predicting_the_majority_class_of_melds_test_gives_the_known_yardstick():
+    gold = np.repeat(np.arange(7), [1256, 402, 281, 345, 208, 68, 50])
+    assert score(gold, np.zeros_like(gold), tuple("abcdefg"))["weighted_f1"] == pytest.approx(0.31, abs=0.005)
+
+
+def test_a_pass_in_batches_by_length_gives_each_sample_its_own_row(tmp_path):
+    settings = erc_tiny.settings(erc_tiny.encoder(tmp_path))
+    tokenizer, backbone = load_encoder(settings)
+    model = EmotionModel(backbone, 3, head_trains_encoder=False)
+    samples = Prompts(erc_tiny.corpus().train, tokenizer, context_turns=2, max_length=48).own_queries()
+    model.train()
+    encoded = encode(model, samples, Accelerator(), padding=0, batch_size=5, what="test")
+    assert model.training
+    assert encoded.labels.tolist() == [sample.label for sample in samples]
+    model.eval()
+    with torch.no_grad():
+        for i in range(0, len(samples), 7):
+            features = model(collate([samples[i]], padding=0))[0]
+            torch.testing.assert_close(torch.from_numpy(encoded.features[i]).float(), features[0])
+
+
+def test_reference_samples_are_drawn_once_for_a_seed_and_at_most_so_many_of_a_class():
+    labels = [0] * 50 + [1] * 3 + [2] * 7
+    chosen = reference_samples(labels, 5, seed=0)
+    assert [sum(labels[i] == label for i in chosen) for label in range(3)] == [5, 3, 5]
+    assert chosen == sorted(set(chosen)) == reference_samples(labels, 5, seed=0) != reference_samples(labels, 5, seed=1)
+    assert reference_samples(labels, None, seed=0) == list(range(60))
+
+
+@pytest.fixture
+def clusters():
+    """Three classes in eight dimensions, a common one and two rare ones, that lie on both sides of a common offset."""
+    generator = np.random.default_rng(0)
+    centers = generator.normal(size=(3, 8)) + 2
+    counts = np.array([800, 100, 100])
+
+    def draw(sizes):
+        labels = np.repeat(np.arange(3), sizes)
+        return Encoded(centers[labels] + generator.normal(size=(len(labels), 8)), labels)
+
+    return draw([100, 100, 100]), draw(counts), counts
+
+
+def test_heads_by_hand():
+    train = Encoded(np.array([[2.0, 0.0], [4.0, 0.0], [0.0, 5.0], [-3.0, -3.0]]), np.array([0, 0, 1, 2]))
+    split = Encoded(np.array([[9.0, 1.0], [-1.0, -2.0], [1.0, 1.2]]), np.zeros(3))
+    weight, bias, counts = np.array([[0.0, 1.0], [-1.0, 0.0], [0.0, 0.0]]), np.array([0.0, 0.0, 1.5]), [8, 1, 1]
+    every = heads(weight, bias, np.array(counts), temperature=0.2)
+    scores = every["prototype"](train.features, train.labels, split.features)
+    cosine = split.features[0] @ [1, 0] / np.linalg.norm(split.features[0])
+    assert scores[0, 0] == pytest.approx((1 + cosine) / 2 / 0.2)
+    assert scores.argmax(1).tolist() == [0, 2, 1]
+    prior = every["prototype_prior"](train.features, train.labels, split.features)
+    assert prior - scores == pytest.approx(np.tile(np.log([0.8, 0.1, 0.1]), (3, 1)))
+    assert prior.argmax(1).tolist() == [0, 2, 0]  # the common class wins where the two are nearly as close
+    linear = every["linear"](train.features, train.labels, split.features)
+    assert linear == pytest.approx(np.array([[1.0, -9.0, 1.5], [-2.0, 1.0, 1.5], [1.2, -1.0, 1.5]]))
+    adjusted = every["linear_adjusted"](train.features, train.labels, split.features)
+    assert adjusted - linear == pytest.approx(-np.tile(np.log([0.8, 0.1, 0.1]), (3, 1)))
+
+
+def test_fitted_heads_know_the_true_class_sizes(clusters):
+    train, split, counts = clusters  # the train features hold as many of each class, the split does not
+    guesses = predict(heads(np.zeros((3, 8)), np.zeros(3), counts, 0.05), train, split)
+    f1 = {name: score(split.labels, guess, LABELS)["weighted_f1"] for name, guess in guesses.items()}
+    assert min(f1["logistic"], f1["lda"]) > f1["prototype"] + 0.02
+    for name in ("logistic", "lda"):
+        assert abs((guesses[name] == 0).mean() - 0.8) < 0.12, name
+
+
+def test_a_class_without_train_features_is_never_predicted():
+    generator = np.random.default_rng(0)
+    train = Encoded(generator.normal(size=(20, 4)), np.arange(20) % 2 * 2)  # classes 0 and 2 of three
+    split = Encoded(generator.normal(size=(30, 4)), np.zeros(30))
+    every = heads(np.zeros((3, 4)), np.zeros(3), np.array([10, 0, 10]), 0.05)
+    for name, guess in predict(every, train, split).items():
+        if not name.startswith("linear"):
+            assert set(guess.tolist()) == {0, 2}, name
+    alone = Encoded(train.features, np.full(20, 2))
+    for name, guess in predict(heads(np.zeros((3, 4)), np.zeros(3), np.array([0, 0, 20]), 0.05), alone, split).items():
+        if not name.startswith("linear"):
+            assert set(guess.tolist()) == {2}, name

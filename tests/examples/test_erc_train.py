@@ -1,0 +1,438 @@
+"""A run leaves what it promises, every setting trains, and nothing is lost when a run is interrupted."""
+
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import erc_tiny
+import numpy as np
+import pytest
+import torch
+from erc import report, train
+from erc.files import InputError
+from erc.folder import FIGURES, RunFolder, read_state, write_state
+from erc.report import result_table
+from erc.settings import HEADS, Settings
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return erc_tiny.encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+FINISHED = sorted(
+    ["settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", *FIGURES]
+)
+
+
+def outcome(folder):
+    """What a run computed, without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    for part in (*lines, result):
+        del part["seconds"]
+    with safe_open(folder / "best.safetensors", "pt") as best:
+        weights = {name: best.get_tensor(name) for name in best.keys()}  # noqa: SIM118
+    return lines, result, (folder / "predictions.csv").read_text(encoding="utf-8"), weights
+
+
+def assert_same(one, other):
+    assert one[:3] == other[:3]
+    assert one[3].keys() == other[3].keys()
+    for name, tensor in one[3].items():
+        assert torch.equal(tensor, other[3][name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(encoder, tmp_path_factory):
+    """A whole run, uninterrupted: the curriculum as by default, with the authors' prompts."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    settings = erc_tiny.settings(encoder)
+    return settings, folder, train.train(settings, erc_tiny.corpus(), folder)
+
+
+def test_the_folder_holds_what_was_promised(finished):
+    settings, folder, result = finished
+    assert files(folder) == FINISHED
+    assert Settings(**json.loads((folder / "settings.json").read_text(encoding="utf-8"))) == settings
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8")) == result
+    for name in FIGURES:
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    with safe_open(folder / "best.safetensors", "pt") as best:
+        assert json.loads(best.metadata()["labels"]) == list(erc_tiny.LABELS)
+        assert json.loads(best.metadata()["settings"])["objective"] == settings.objective
+        assert "head.weight" in set(best.keys())
+
+
+def test_the_result_has_every_head_on_both_splits(finished):
+    settings, _, result = finished
+    for name in ("dataset", "encoder", "objective", "curriculum", "seed"):
+        assert result[name] == getattr(settings, name)
+    assert result["seconds"] > 0
+    assert result["environment"]["spcl-loss"]
+    for split in ("dev", "test"):
+        assert tuple(result[split]) == HEADS
+        for scores in result[split].values():
+            assert scores.keys() == {"weighted_f1", "macro_f1", "accuracy", "per_class_f1"}
+            assert scores["per_class_f1"].keys() == set(erc_tiny.LABELS)
+    table = result_table(result)
+    assert f"{result['test']['prototype']['weighted_f1']:.4f}" in table
+    assert f"best epoch {result['best_epoch']} of 3" in table
+
+
+def test_one_line_an_epoch_and_the_best_dev_score_selects(finished):
+    _, folder, result = finished
+    lines, *_ = outcome(folder)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    scores = [line["dev"]["prototype"]["weighted_f1"] for line in lines]
+    assert result["best_epoch"] == 1 + scores.index(max(scores))
+    assert result["dev"] == lines[result["best_epoch"] - 1]["dev"]  # the best weights, scored again in the end
+
+
+def test_the_curriculum_draws_half_the_data_easy_samples_first(finished):
+    _, folder, _ = finished
+    lines, *_ = outcome(folder)
+    shares = []
+    for line in lines:
+        counts = line["difficulty"]
+        assert sum(counts["all"]) == 48
+        assert sum(counts["drawn"]) == line["samples"] == 24
+        easy = [drawn for drawn, below in zip(counts["drawn"], _below_median(counts["all"]), strict=True) if below]
+        shares.append(sum(easy) / 24)
+    assert shares[0] > 0.5 > shares[-1]
+    assert lines[0]["difficulty"]["edges"] != lines[1]["difficulty"]["edges"]  # from training steps
+    assert lines[1]["difficulty"]["edges"] != lines[2]["difficulty"]["edges"]  # from a pass
+
+
+def _below_median(counts):
+    seen = 0.0
+    for count in counts:
+        seen += count
+        yield seen <= sum(counts) / 2
+
+
+def test_predictions_of_dev_and_test_are_the_scored_ones(finished):
+    _, folder, result = finished
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    corpus = erc_tiny.corpus()
+    for split, dialogues in (("dev", corpus.dev), ("test", corpus.test)):
+        own = [row for row in rows if row["split"] == split]
+        turns = [(d.id, t.id, erc_tiny.LABELS[t.label]) for d in dialogues for t in d.turns]
+        assert [(row["dialogue"], row["utterance"], row["gold"]) for row in own] == turns
+        for head in HEADS:
+            right = sum(row["gold"] == row[head] for row in own)
+            assert right / len(own) == pytest.approx(result[split][head]["accuracy"]), (split, head)
+
+
+@pytest.fixture
+def quick_figures(monkeypatch):
+    """Empty ones, for tests of other things."""
+    monkeypatch.setattr(report, "draw", lambda *_: {name: Figure(figsize=(1, 1)) for name in FIGURES}, raising=False)
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_it_learns(encoder, tmp_path):
+    settings = erc_tiny.settings(encoder, epochs=6, encoder_rate=5e-3, context_turns=0)
+    result = train.train(settings, erc_tiny.corpus(train=40), tmp_path)
+    # the words give the emotion away; guessing gives 0.2
+    assert min(result["test"][head]["weighted_f1"] for head in ("prototype", "lda")) > 0.9
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, batches):
+    """Lets a run break off in the middle of an update."""
+    count = 0
+    real = train.Training.step
+
+    def step(self, factor):
+        nonlocal count
+        count += 1
+        if count > batches:
+            raise Interruption
+        real(self, factor)
+
+    monkeypatch.setattr(train.Training, "step", step)
+
+
+@pytest.mark.parametrize("batches", [0, 9, 17])
+@pytest.mark.usefixtures("quick_figures")
+def test_an_interrupted_run_continues_as_if_nothing_had_been(encoder, finished, tmp_path, monkeypatch, batches):
+    # six batches an epoch; a checkpoint after each second one and after each epoch
+    settings, whole, _ = finished
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, batches)
+        with pytest.raises(Interruption):
+            train.train(settings, erc_tiny.corpus(), tmp_path / "run", checkpoint_every=2)
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == min(2, batches // 2 + 1)  # the last, and one before
+    assert not (tmp_path / "run" / "result.json").exists()
+    train.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True, checkpoint_every=2)
+    assert files(tmp_path / "run") == FINISHED
+    assert_same(outcome(whole), outcome(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_a_checkpoint_broken_off_or_spoilt_leaves_the_one_before(encoder, finished, tmp_path, monkeypatch):
+    settings, whole, _ = finished
+    folder, count, real = tmp_path / "run", 0, RunFolder.commit
+
+    def commit(self, *arguments):
+        nonlocal count
+        count += 1
+        if count == 4:  # the second within the first epoch is at its end
+            raise Interruption
+        real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "commit", commit)
+        with pytest.raises(Interruption):
+            train.train(settings, erc_tiny.corpus(), folder, checkpoint_every=2)
+    assert {"checkpoint-0000-0000004", "checkpoint-0000-0000002", "partial-checkpoint"} <= set(files(folder))
+    newest = RunFolder(folder).checkpoint()
+    assert files(newest) == ["process-0.pt", "shared.pt"]
+    whole_state = read_state(newest / "shared.pt")
+    assert whole_state["progress"]["batch"] == 4
+    assert set(whole_state) == {"format", "processes", "model", "optimizer", "criterion", "sampler", "progress"}
+
+    write_state(newest / "shared.pt", {**whole_state, "processes": 2})
+    with pytest.raises(InputError, match=r"a run with 2 processes; received 1\. Continue with as many"):
+        train.train(settings, erc_tiny.corpus(), folder, resume=True)
+    spoilt = newest / "shared.pt"
+    content = spoilt.read_bytes()
+    for spoil in (
+        lambda: spoilt.write_bytes(content[:-100]),
+        lambda: torch.save({"model": torch.zeros(3)}, spoilt),
+        spoilt.unlink,
+    ):
+        spoil()
+        with pytest.raises(InputError, match=r"shared.pt .* remove the folder .*checkpoint-0000-0000004 and --resume"):
+            train.train(settings, erc_tiny.corpus(), folder, resume=True)
+    shutil.rmtree(newest)
+    train.train(settings, erc_tiny.corpus(), folder, resume=True)
+    assert files(folder) == FINISHED
+    assert_same(outcome(whole), outcome(folder))
+
+
+SCRIPT = """
+import sys; sys.path[:0] = ["tests/examples", "examples"]
+import erc_tiny
+from erc.train import train
+encoder, folder = sys.argv[1:]
+train(erc_tiny.settings(encoder), erc_tiny.corpus(), folder, resume=True, checkpoint_every=2)
+"""
+
+
+def kill_after(checkpoint, encoder, folder, seconds):
+    """Starts or continues a run in a process of its own, and kills it some time after it has written a checkpoint."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, encoder, str(folder)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 300
+        while not (folder / checkpoint).exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(seconds)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_a_run_killed_twice_ends_as_if_nothing_had_been(encoder, finished, tmp_path):
+    settings, whole, _ = finished
+    folder, moment = tmp_path / "run", random.Random(0)
+    for epoch in (0, 2):
+        kill_after(f"checkpoint-{epoch:04d}-0000002", encoder, folder, seconds=moment.uniform(0, 0.03))
+        assert not (folder / "result.json").exists()
+    train.train(settings, erc_tiny.corpus(), folder, resume=True, checkpoint_every=2)
+    assert files(folder) == FINISHED
+    assert_same(outcome(whole), outcome(folder))
+
+
+def test_a_finished_run_is_shown_not_repeated(encoder, finished, tmp_path):
+    settings, folder, result = finished
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert train.train(settings, erc_tiny.corpus(), folder, resume=True) == result
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    other = erc_tiny.settings(encoder, seed=3, context_turns=1)
+    with pytest.raises(InputError, match=r"seed \(0, now 3\), context_turns \(2, now 1\)"):
+        train.train(other, erc_tiny.corpus(), folder, resume=True)
+    with pytest.raises(InputError, match="--resume continues it, --overwrite replaces it"):
+        train.train(settings, erc_tiny.corpus(), folder)
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(encoder, tmp_path):
+    own = RunFolder(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    own.open(erc_tiny.settings(encoder), resume=False, overwrite=False)
+    for file in (own.result, own.report, own.predictions, *(tmp_path / name for name in FIGURES)):
+        file.write_text("{}", encoding="utf-8")
+    own.open(erc_tiny.settings(encoder, seed=1), resume=False, overwrite=True)
+    assert files(tmp_path) == ["notes.txt", "settings.json"]
+
+
+def test_what_cannot_be_used_is_refused_before_training(encoder, tmp_path):
+    with pytest.raises(ValueError, match="corpus must be MELD, as in the settings; received tiny"):
+        train.train(erc_tiny.settings(encoder, dataset="MELD"), erc_tiny.corpus(), tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="file is a file: --output must name a folder"):
+            train.train(erc_tiny.settings(encoder), erc_tiny.corpus(), output)
+    empty = SimpleNamespace(**{**vars(erc_tiny.corpus()), "test": ()})
+    corpus = type(erc_tiny.corpus())(**vars(empty))
+    with pytest.raises(InputError, match="the test split of tiny has no labelled turn"):
+        train.train(erc_tiny.settings(encoder), corpus, tmp_path / "run")
+
+
+DIALOGUES = {"inputs": "dialogues", "context_turns": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**DIALOGUES, "objective": "ce", "curriculum": "all", "class_weights": True, "train_fraction": 0.5},
+        {**DIALOGUES, "objective": "spcl", "contrastive_weight": 0.2, "curriculum": "all"},
+        {"objective": "supcon", "curriculum": "half"},
+        {"objective": "spdcl", "as_authors": True, "patience": 1, "encoder_rate": 0.0, "epochs": 4},
+        {"objective": "bcl", "curriculum": "all", "reference_turns": 3},
+        {"objective": "eacl", "contrastive_weight": 1.0, "limit": 8},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("quick_figures")
+def test_every_objective_trains_and_survives_an_interruption(encoder, tmp_path, monkeypatch, changes):
+    settings = erc_tiny.settings(encoder, **{"epochs": 2, **changes})
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(Interruption):
+            train.train(settings, erc_tiny.corpus(), tmp_path / "run", checkpoint_every=2)
+    result = train.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True)
+    train.train(settings, erc_tiny.corpus(), tmp_path / "whole")
+    assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+    lines, *_ = outcome(tmp_path / "run")
+    assert all(math.isfinite(line["contrastive_loss"]) and math.isfinite(line["cross_entropy"]) for line in lines)
+    assert (lines[0]["contrastive_loss"] == 0) == (settings.objective == "ce")
+    total = 4 * (6 if settings.train_fraction == 0.5 else settings.limit or 12)
+    assert result["train_samples"] == total
+    if settings.curriculum != "on":
+        assert lines[0]["samples"] == (total if settings.curriculum == "all" else total // 2)
+    if settings.patience:  # with an encoder that does not move no epoch is better than the first
+        assert (result["best_epoch"], result["epochs"]) == (1, 2)
+    if settings.as_authors:
+        assert lines[0]["updates"] == lines[0]["samples"] // settings.batch_size  # what is left over is dropped
+
+
+def training(encoder, tmp_path, **changes):
+    settings = erc_tiny.settings(encoder, **changes)
+    accelerator = train.Accelerator()
+    return train.Training(settings, erc_tiny.corpus(), RunFolder(tmp_path), accelerator, 200)
+
+
+def gradients(run):
+    """The encoder's and the head's gradients of one batch, before any step."""
+    found = {}
+    run.step = lambda factor: found.update(
+        {name: value.grad.clone() for name, value in run.bare_model.named_parameters() if value.grad is not None}
+    )
+    run.batches = lambda: [list(range(12))]
+    run.criterion.memory.initialize(torch.randn(30, 32), torch.arange(30) % 3)
+    torch.manual_seed(5)
+    run.train_epoch()
+    return found
+
+
+def test_the_encoder_learns_from_cross_entropy_plus_the_weighted_contrastive_loss(encoder, tmp_path):
+    changes = {"curriculum": "all", "queue_size": 8}
+    name = "backbone.encoder.layer.1.output.dense.weight"
+    torch.manual_seed(0)
+    alone, plain, half, double = (
+        gradients(training(encoder, tmp_path, **changes, **more))
+        for more in (
+            {},
+            {"objective": "ce"},
+            {"contrastive_weight": 0.5},
+            {"contrastive_weight": 2.0},
+        )
+    )
+    torch.testing.assert_close(alone["head.weight"], plain["head.weight"])  # the head learns all the same
+    assert (alone[name] - plain[name]).norm() > 1e-3
+    # the prototypes' draw is the same, the memory's content is not: so compare differences along the weight
+    assert (half[name] - plain[name]).norm() > 1e-4
+    torch.testing.assert_close(double[name] - plain[name], 4 * (half[name] - plain[name]), rtol=1e-3, atol=1e-5)
+
+
+def test_the_authors_clip_one_norm_over_encoder_and_head(encoder, tmp_path):
+    norms = {}
+    for as_authors in (True, False):
+        run = training(encoder, tmp_path, as_authors=as_authors)
+        for parameter in run.bare_model.parameters():
+            parameter.grad = torch.full_like(parameter, 100.0) if parameter.requires_grad else None
+        run.optimizer.step = lambda: None
+        run.optimizer.zero_grad = lambda: None
+        run.step(1.0)
+        parts = {"backbone": [], "head": []}
+        for name, parameter in run.bare_model.named_parameters():
+            if parameter.requires_grad:
+                parts[name.split(".")[0]].append(parameter.grad.flatten())
+        norms[as_authors] = {part: float(torch.cat(rows).norm()) for part, rows in parts.items()}
+    assert norms[False] == pytest.approx({"backbone": 5.0, "head": 5.0}, rel=1e-4)
+    assert math.hypot(*norms[True].values()) == pytest.approx(5.0, rel=1e-4)
+    assert norms[True]["head"] < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"), [({}, [0, 2]), ({"as_authors": True}, [0, 1, 2, 3]), ({"curriculum": "all"}, [0])]
+)
+def test_the_pass_for_difficulties_comes_as_often_as_stated(encoder, tmp_path, changes, passes):
+    run = training(encoder, tmp_path, **changes)
+    assert [epoch for epoch in range(4) if run.needs_pass(epoch)] == passes
+
+
+def test_a_past_query_has_the_difficulty_of_its_turn(encoder, tmp_path):
+    run = training(encoder, tmp_path)
+    run.sampler.set_epoch(0, torch.arange(48.0))
+    extra = run.samples[7]
+    run.samples = [*run.samples, extra]
+    assert run.observed_difficulty().tolist() == [*range(48), 7]
+
+
+def test_processes_share_the_batches_of_an_epoch_and_have_as_many(encoder, tmp_path):
+    run = training(encoder, tmp_path, **DIALOGUES, curriculum="all")
+
+    def batches(processes, process):
+        run.accelerator = SimpleNamespace(num_processes=processes, process_index=process)
+        return run.batches()
+
+    whole = batches(1, 0)
+    assert len(whole) == 12  # a dialogue of four turns each
+    shares = [batches(5, process) for process in range(5)]
+    assert [len(share) for share in shares] == [2] * 5  # two batches are left out
+    shared = [batch for share in shares for batch in share]
+    assert all(batch in whole for batch in shared)
+    assert len({tuple(batch) for batch in shared}) == 10
+    assert [len(batches(20, process)) for process in range(20)] == [1] * 20  # some more than once
+
+
+def test_class_weights_are_inverse_sizes(encoder, tmp_path):
+    run = training(encoder, tmp_path, class_weights=True)
+    run.class_counts = np.array([30, 10, 0])
+    assert run.balanced_weights().tolist() == pytest.approx([2 / 3, 2.0, 0.0])
