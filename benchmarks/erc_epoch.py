@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from erc.data import Corpus, load_corpus
 from erc.evaluate import score
 from erc.inputs import AFTER_ALL, Batch, Prompts, Sample, collate
-from erc.model import EmotionModel, load_encoder, rate_factor
+from erc.model import CLIP_NORM, EmotionModel, load_encoder, rate_factor
 from erc.settings import PRESETS, Settings
 from erc.train import train
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty
@@ -137,7 +137,7 @@ class PlainLoop:
             features, scores = self.model(batch)
             loss = F.cross_entropy(scores, batch.labels) + criterion(features, batch.labels)
             loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
             self.optimizer.step()
             self.optimizer.zero_grad()
             loss.item()  # for the progress bar

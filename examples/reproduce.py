@@ -1,19 +1,151 @@
-"""Runs the comparison of methods, curricula, batch and memory sizes on all datasets, and reports on it.
+"""Runs a comparison of arms over datasets and seeds, and reports on it.
 
-What is done is skipped and what was interrupted goes on, so the same command continues the grid. Several of them, with
-other --seeds or --datasets, may fill one --output side by side. The report can be made at any time.
+An arm is a name and the options that it adds to the scripts' own. A finished run is skipped and an interrupted one goes
+on, so the same command continues the comparison.
 
 examples:
-  python examples/reproduce.py                                     the main comparison with MiniLM, five seeds
-  python examples/reproduce.py --studies batch memory --seeds 0 1  further studies into the same report
-  python examples/reproduce.py --preset mpnet --encoder ~/mpnet    another encoder
-  python examples/reproduce.py --report runs/a runs/b              only the report, on runs that are there
-  python examples/reproduce.py --practice --seeds 0 --epochs 2     without any data, to see that it runs
+  python examples/reproduce.py                                             SPCL and cross-entropy, five seeds
+  python examples/reproduce.py --arms ce both --seeds 0 1 --jobs 2         two arms, two runs side by side
+  python examples/reproduce.py --arm "cool=--temperature 0.03" --arms ce   an arm of your own, against cross-entropy
+  python examples/reproduce.py --practice --seeds 0 --arms ce -- --limit 9 --epochs 2     options for all arms
 """
 
-import sys
+from __future__ import annotations
 
-from erc.grid_command import main
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from erc.command import Parser, default_preset
+from erc.data import Corpus, load_corpus
+from erc.files import InputError
+from erc.practice import PRACTICE
+from erc.settings import PRESETS, Settings, add_options, given, preset
+
+DATASETS = ("MELD", "IEMOCAP", "EmoryNLP")
+# An epoch of the curriculum holds half the data. Arms on all data therefore get half the epochs, unless they name them.
+ARMS = {
+    "spcl": "--curriculum on",
+    "spcl-all": "--curriculum all",
+    "spcl-half": "--curriculum half",
+    "ce": "--objective ce --curriculum all",
+    "both": "--contrastive-weight 0.2 --curriculum all",
+    "supcon": "--objective supcon --curriculum all",
+    "spdcl": "--objective spdcl --curriculum all",
+    "bcl": "--objective bcl --curriculum all",
+    "eacl": "--objective eacl --curriculum all",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is still to do and writes results.json.
+
+    Returns:
+        The exit code: 2 where the input cannot be used, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except (InputError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduction"), metavar="DIR", help="runs and report")
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="default: all three")
+    parser.add_argument("--practice", action="store_true", help="the practice corpus instead, which needs no data")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=[], help="default: spcl, ce and both")
+    parser.add_argument(
+        "--arm", action="append", default=[], metavar="NAME=OPTIONS", help="a further arm; may be given several times"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 to 4")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process of its own")
+    parser.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is one, else cpu")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the folder with meld/, iemocap/ and emorynlp/")
+    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="options of the scripts, for all arms")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    arms = {name: ARMS[name] for name in arguments.arms}
+    for own in arguments.arm:
+        name, equals, options = own.partition("=")
+        if not equals or not name:
+            raise InputError(f"--arm must be NAME=OPTIONS; received {own!r}")
+        arms[name] = options
+    arms = arms or {name: ARMS[name] for name in ("spcl", "ce", "both")}
+    datasets = [PRACTICE] if arguments.practice else arguments.datasets
+    runs = grid(datasets, arms, arguments.seeds, arguments.preset or default_preset(), arguments.options)
+    root = arguments.data_root
+    corpora = {name: load_corpus(name, root / name.lower() if root else None) for name in datasets}
+    for number, (name, result) in enumerate(do(runs, arguments.output / "runs", corpora, arguments.jobs), start=1):
+        dev, test = (result[split][result["selected_by"]]["weighted_f1"] for split in ("dev", "test"))
+        print(f"[{number}/{len(runs)}] {name}: dev {dev:.4f}, test {test:.4f}", flush=True)
+
+
+def grid(
+    datasets: Sequence[str], arms: dict[str, str], seeds: Sequence[int], preset_name: str, common: Sequence[str]
+) -> dict[str, Settings]:
+    """The runs by name, seed by seed, so that an unfinished comparison has all arms."""
+    runs = {}
+    for seed in seeds:
+        for arm, options in arms.items():
+            for dataset in datasets:
+                name = f"{dataset.lower().replace(' ', '-')}_{arm}_{seed}"
+                runs[name] = arm_settings(options, preset_name, dataset, seed, common)
+    return runs
+
+
+def arm_settings(options: str, preset_name: str, dataset: str, seed: int, common: Sequence[str] = ()) -> Settings:
+    """The settings of one run: the preset, changed by the common options, changed by the arm's own."""
+    own = _read(shlex.split(options))
+    if own.get("objective", "spcl") != "spcl":
+        own = {"easy_threshold": None, **own}  # the paper preset's threshold is SPCL's
+    settings = Settings(dataset=dataset, **{**preset(preset_name, dataset), **_read(common), **own, "seed": seed})
+    if settings.curriculum == "all" and "epochs" not in own:
+        settings = replace(settings, epochs=max(1, settings.epochs // 2))
+    return settings
+
+
+def _read(options: Sequence[str]) -> dict[str, Any]:
+    parser = Parser(add_help=False)
+    add_options(parser)
+    return given(parser.parse_args(options))
+
+
+def do(
+    runs: dict[str, Settings], root: Path, corpora: dict[str, Corpus], jobs: int = 1
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Does what is still to do, and yields each run's result when it is there, those of finished runs too."""
+    if jobs == 1:
+        yield from ((name, _do(settings, root / name, corpora[settings.dataset])) for name, settings in runs.items())
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        names = {pool.submit(_do, own, root / name, corpora[own.dataset]): name for name, own in runs.items()}
+        for future in as_completed(names):
+            yield names[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _do(settings: Settings, folder: Path, corpus: Corpus) -> dict[str, Any]:
+    from erc.train import train
+
+    return train(settings, corpus, folder, resume=True)
+
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The datasets: MELD, IEMOCAP and EmoryNLP become a `Corpus` of dialogues, and are counted against what is published."""
+"""The datasets: MELD, IEMOCAP and EmoryNLP become a `Corpus` of dialogues, counted against the published sizes."""
 
 from __future__ import annotations
 

@@ -139,9 +139,7 @@ def predict(every_head: dict[str, Head], train: Encoded, split: Encoded) -> dict
     """(n,) predicted classes of a split by each head."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scikit-learn, where a class has a single sample
-        return {
-            name: head(train.features, train.labels, split.features).argmax(1) for name, head in every_head.items()
-        }
+        return {name: head(train.features, train.labels, split.features).argmax(1) for name, head in every_head.items()}
 
 
 def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss
+from spcl_loss import METHODS
 
 from .files import InputError
 from .inputs import Batch

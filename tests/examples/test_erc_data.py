@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import threading
@@ -209,7 +210,9 @@ def utterance(name: str, emotion: str, *speakers: str) -> dict[str, object]:
 
 def test_emorynlp_scenes_become_dialogues(tmp_path):
     scenes = [{"scene_id": "c1", "utterances": [utterance("u1", "Joyful", "Ann Bee"), utterance("u3", "Mad", "#ALL#")]}]
-    content = {"episodes": [{"scenes": scenes}, {"scenes": [{"scene_id": "c2", "utterances": [utterance("u", "Sad")]}]}]}
+    content = {
+        "episodes": [{"scenes": scenes}, {"scenes": [{"scene_id": "c2", "utterances": [utterance("u", "Sad")]}]}]
+    }
     first, second = data.read_emorynlp_json(in_json(tmp_path / "x.json", content))
     assert [(turn.id, turn.speaker, turn.text, turn.label) for turn in first.turns] == [
         ("u1", "Ann", "It's me.", 1),
@@ -373,7 +376,7 @@ def test_a_fraction_of_the_training_dialogues_lies_inside_every_larger_one_of_th
 
     shares = [names(fraction, seed=1) for fraction in (0.001, 0.05, 0.1, 0.5, 1.0)]
     assert [len(share) for share in shares] == [1, 10, 20, 100, 200]
-    for smaller, larger in zip(shares, shares[1:], strict=False):
+    for smaller, larger in itertools.pairwise(shares):
         assert set(smaller) < set(larger)
         assert smaller == sorted(smaller, key=int)
     assert names(0.1, seed=1) == shares[2] != names(0.1, seed=2)

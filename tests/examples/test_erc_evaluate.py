@@ -1,10 +1,11 @@
 """Encoding, heads, scores."""
 
-import erc_tiny
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+
+import erc_tiny
 from erc.evaluate import Encoded, encode, heads, predict, reference_samples, score
 from erc.inputs import Prompts, collate
 from erc.model import EmotionModel, load_encoder

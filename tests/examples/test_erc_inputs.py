@@ -4,9 +4,10 @@ import json
 import random
 from pathlib import Path
 
-import erc_tiny
 import pytest
 import torch
+
+import erc_tiny
 from erc.data import Dialogue, Turn
 from erc.files import InputError
 from erc.inputs import (
@@ -135,13 +136,14 @@ class Letters:
 
     model_max_length, mask_token, pad_token_id = 4096, "[MASK]", 0
     cls_token_id, sep_token_id, mask_token_id = -1, -2, -3
-    special = {-1: "[CLS]", -2: "[SEP]", -3: "[MASK]"}
 
     def __call__(self, texts, **_):
         return {"input_ids": [[ord(c) for c in text.replace("[MASK]", "\0")] for text in texts]}
 
     def read(self, ids):
-        return "".join(self.special.get(token) or chr(token) for token in ids).replace("\0", "[MASK]")
+        return "".join({-1: "[CLS]", -2: "[SEP]", -3: "[MASK]"}.get(token) or chr(token) for token in ids).replace(
+            "\0", "[MASK]"
+        )
 
 
 @pytest.mark.parametrize(("max_length", "inputs"), [(4096, "inputs"), (160, "inputs_short")])

@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import erc_tiny
 import pytest
 import torch
+
+import erc_tiny
 from erc import model as model_module
 from erc.files import InputError
 from erc.inputs import Prompts, collate

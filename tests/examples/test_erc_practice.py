@@ -55,7 +55,9 @@ def test_the_same_words_carry_different_emotions_by_speaker_and_context(corpus):
             by_words_and_speaker[turn.text, turn.speaker][turn.label] += 1
     for sentence in LINES["ambiguous"]["train"]:
         assert len(by_words[sentence]) >= 6
-    speakers = Counter(len(by_words_and_speaker[key]) for key in by_words_and_speaker if key[0] in LINES["ambiguous"]["train"])
+    speakers = Counter(
+        len(by_words_and_speaker[key]) for key in by_words_and_speaker if key[0] in LINES["ambiguous"]["train"]
+    )
     assert sum(count for emotions, count in speakers.items() if emotions >= 2) > 0.8 * sum(speakers.values())
 
 

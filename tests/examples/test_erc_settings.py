@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+
 from erc.evaluate import heads
 from erc.settings import HEADS, OBJECTIVES, PRESETS, Settings, add_options, differences, given, names, preset
 from spcl_loss import METHODS
@@ -27,7 +28,7 @@ def test_the_default_is_the_cpu_preset():
 
 
 def test_objectives_are_the_librarys_methods_and_cross_entropy():
-    assert OBJECTIVES == (*METHODS, "ce")
+    assert (*METHODS, "ce") == OBJECTIVES
 
 
 def test_the_heads_that_can_select_are_those_that_there_are():

@@ -13,17 +13,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import erc_tiny
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
+import erc_tiny
 from erc import report, train
 from erc.files import InputError
 from erc.folder import FIGURES, RunFolder, read_state, write_state
 from erc.report import result_table
 from erc.settings import HEADS, Settings
-from matplotlib.figure import Figure
-from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,9 +38,7 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-FINISHED = sorted(
-    ["settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", *FIGURES]
-)
+FINISHED = sorted(["settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", *FIGURES])
 
 
 def outcome(folder):
