@@ -52,6 +52,38 @@ def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> N
     check_shape(name, tensor, shape)
 
 
+def check_embeddings(embeddings: Tensor, embedding_dim: int | None) -> None:
+    """(N, D) floating rows; `embedding_dim` None allows any width."""
+    if embedding_dim is not None and isinstance(embeddings, Tensor) and embeddings.dim() == 2:
+        width = embeddings.shape[1]
+        if width != embedding_dim:
+            raise ValueError(
+                f"embeddings must have shape (N, {embedding_dim}), since embedding_dim={embedding_dim}; received "
+                f"{tuple(embeddings.shape)}. Build the loss and its memory with embedding_dim={width}"
+            )
+    check_floating("embeddings", embeddings, ("N", "D" if embedding_dim is None else embedding_dim))
+
+
+def check_any_class(exists: Tensor) -> None:
+    """At least one class has a centroid."""
+    message = "the memory must hold a class to compare with; received an empty one. Fill it with update or initialize"
+    if _has_no_values(exists):
+        return
+    if exists.device.type != "cpu":
+        torch._assert_async(exists.any(), message)
+    elif not bool(exists.any()):
+        raise ValueError(message)
+
+
+def check_outside_backward() -> None:
+    """Within a backward pass a call is a repetition by activation checkpointing, and would see another memory."""
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "the loss must not fill its memory within a backward pass; activation checkpointing has called it a second "
+            "time. Checkpoint the encoder alone, or pass update_memory=False and fill the memory with memory.update"
+        )
+
+
 def check_integers(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor; received {type(tensor).__name__}. torch.as_tensor converts lists")
@@ -118,7 +150,7 @@ def check_labels(
         check_shape("labels", labels, (rows,))
     check_integers("labels", labels)
     check_device("labels", labels, "embeddings", device)
-    if rows == 0 or torch.compiler.is_compiling() or device.type == "meta" or torch._C._functorch.maybe_current_level():
+    if rows == 0 or _has_no_values(labels):
         return
     upper = "" if num_classes is None else f" below {num_classes}"
     ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
@@ -141,6 +173,11 @@ def check_indices(indices: Tensor, rows: int, size: int) -> None:
         torch._assert_async(inside.all(), message)
     elif not bool(inside.all()):
         raise ValueError(f"{message}; received {int(indices[~inside][0])}. Number the samples from 0 on")
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    """Whether nothing can be said about the values: in a compiled graph, on the meta device, within torch.func."""
+    return bool(torch.compiler.is_compiling() or tensor.is_meta or torch._C._functorch.maybe_current_level())
 
 
 def _check_label_values(labels: Tensor, num_classes: int | None, ignore_index: int | None, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spcl_loss._checks import (
     check_choice,
     check_device,
+    check_embeddings,
     check_floating,
     check_int,
     check_labels,
@@ -22,7 +23,6 @@ from spcl_loss._checks import (
 from spcl_loss._distributed import Batch, gather_batch, refusing_together, world_size
 from spcl_loss._numerics import computed_dtype, full_precision, product_dtype, unit_rows
 from spcl_loss._similarity import (
-    IMPLEMENTATIONS,
     Contrast,
     Statistics,
     contrast_statistics,
@@ -31,12 +31,18 @@ from spcl_loss._similarity import (
     uses_dense,
 )
 
+Similarity = Literal["shifted_cosine", "cosine"]
+Positives = Literal["inside", "outside"]
+ContrastKind = Literal["all", "negatives", "class_balanced"]
+Reduction = Literal["mean", "sum", "none"]
+Impl = Literal["auto", "dense", "strips", "triton"]
+
 _CHOICES = {
-    "similarity": ("shifted_cosine", "cosine"),
-    "positives": ("inside", "outside"),
-    "contrast": ("all", "negatives", "class_balanced"),
-    "reduction": ("mean", "sum", "none"),
-    "impl": IMPLEMENTATIONS,
+    "similarity": get_args(Similarity),
+    "positives": get_args(Positives),
+    "contrast": get_args(ContrastKind),
+    "reduction": get_args(Reduction),
+    "impl": get_args(Impl),
 }
 
 
@@ -44,16 +50,16 @@ class Options(NamedTuple):
     """The settings of the loss that are not tensors: see `supervised_prototypical_contrastive_loss`."""
 
     temperature: float
-    similarity: str
-    positives: str
-    contrast: str
+    similarity: Similarity
+    positives: Positives
+    contrast: ContrastKind
     easy_threshold: float | None
     prototype_anchors: bool
     ignore_index: int
-    reduction: str
+    reduction: Reduction
     process_group: dist.ProcessGroup | None
     gather_distributed: bool
-    impl: str
+    impl: Impl
 
     def check(self) -> None:
         """Raises where an option has a value that it cannot have."""
@@ -71,19 +77,19 @@ def supervised_prototypical_contrastive_loss(
     prototypes: Tensor | None = None,
     *,
     temperature: float = 0.05,
-    similarity: str = "shifted_cosine",
-    positives: str = "inside",
-    contrast: str = "all",
+    similarity: Similarity = "shifted_cosine",
+    positives: Positives = "inside",
+    contrast: ContrastKind = "all",
     easy_threshold: float | None = None,
     prototype_anchors: bool = False,
     prototype_mask: Tensor | None = None,
     class_weights: Tensor | None = None,
     sample_weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     process_group: dist.ProcessGroup | None = None,
     gather_distributed: bool = False,
-    impl: str = "auto",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Supervised contrastive loss of a batch in which class prototypes are candidates too.
 
@@ -162,6 +168,7 @@ def checked_batch(
     class_weights: Tensor | None,
     sample_weight: Tensor | None,
     options: Options,
+    embedding_dim: int | None = None,
 ) -> Batch:
     """The rows to compare, those of all ranks with `gather_distributed`, once the arguments are known to fit."""
     group = options.process_group
@@ -170,7 +177,7 @@ def checked_batch(
     with refusing_together(group) if together else nullcontext():
         options.check()
         tensors = embeddings, labels, prototypes, prototype_mask, class_weights, sample_weight
-        _check_tensors(*tensors, options.ignore_index)
+        _check_tensors(*tensors, options.ignore_index, embedding_dim)
         if options.prototype_anchors and prototypes is None:
             raise ValueError(
                 "prototype_anchors=True needs prototypes; received prototypes=None. Pass them or set it False"
@@ -325,8 +332,9 @@ def _check_tensors(
     class_weights: Tensor | None,
     sample_weight: Tensor | None,
     ignore_index: int,
+    embedding_dim: int | None,
 ) -> None:
-    check_floating("embeddings", embeddings, ("N", "D"))
+    check_embeddings(embeddings, embedding_dim)
     rows, width = embeddings.shape
     check_size("the width of embeddings", width)
     num_classes = None

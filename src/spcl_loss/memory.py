@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_device, check_floating, check_int, check_labels, check_size
+from spcl_loss._checks import check_device, check_embeddings, check_int, check_labels, check_size
+from spcl_loss._numerics import computed_dtype
+from spcl_loss._state import Restorable
 
 
-class PrototypeMemory(nn.Module):
+class PrototypeMemory(Restorable):
     """The last `queue_size` embeddings of every class, and a prototype for each: the mean of `support_size` of them.
 
-    Every bit of state is a buffer, so that it moves, saves and loads with the model. A draw is a hash of (seed, draw
-    counter, class, slot): a resumed run, another device and every rank draw the same support sets, and the global
+    All state is in buffers, so it moves, saves and loads with the model. A draw is a hash of (seed, draw counter,
+    class, slot). A resumed run, another device and every rank therefore draw the same support sets, and the global
     random generators are neither read nor advanced.
+
+    Sums are taken in float32 or better, whatever the dtype of the queues. A row stays out where it is not finite in
+    that dtype: a float16 queue refuses a row with an entry beyond 65504. Converting a filled memory to float16
+    saturates such entries.
 
     Args:
         num_classes: C.
         embedding_dim: D.
         queue_size: M, how many embeddings each class remembers; the oldest leaves first.
-        support_size: K <= M, how many of them, drawn without replacement, make a prototype.
+        support_size: K <= M, how many of them, drawn without replacement, make a prototype. It can be set later.
         seed: of the draws.
-        ignore_index: the label of rows that never enter.
+        ignore_index: the label of rows that never enter. It can be set later.
         dtype: of the stored embeddings.
 
     Attributes:
+        num_classes, embedding_dim, queue_size: the sizes. They are fixed.
         queue: (C, M, D) raw embeddings; entry n of a class lies in slot n modulo M.
         cursors: (C,) int64, how many embeddings ever entered since the last `initialize` or `reset`.
         counts: (C,) int64, how many of them are still there.
@@ -54,9 +64,6 @@ class PrototypeMemory(nn.Module):
     has_fallback: Tensor
     seed: Tensor
     draws: Tensor
-    _slots: Tensor
-    _slot_hashes: Tensor
-    _class_bounds: Tensor
 
     def __init__(
         self,
@@ -70,37 +77,41 @@ class PrototypeMemory(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        for name, size in {
-            "num_classes": num_classes,
-            "embedding_dim": embedding_dim,
-            "queue_size": queue_size,
-            "support_size": support_size,
-        }.items():
+        sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim, "queue_size": queue_size}
+        for name, size in sizes.items():
             check_size(name, size)
         check_size("seed", seed, minimum=0, below=1 << 63)  # it is kept as an int64
         check_int("ignore_index", ignore_index)
-        if support_size > queue_size:
-            raise ValueError(
-                f"support_size must be at most queue_size={queue_size}; received {support_size}. "
-                "A prototype is the mean of different entries of one queue: lower it or enlarge the queue"
-            )
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             received = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
             raise TypeError(f"dtype must be a floating torch.dtype; received {received}. Use torch.float32")
-        self.num_classes, self.embedding_dim = num_classes, embedding_dim
-        self.queue_size, self.support_size = queue_size, support_size
-        self.ignore_index = ignore_index
+        self.support_size, self.ignore_index = support_size, ignore_index
+        self._check_support_size(queue_size)
+        self._constructor_seed = seed
         self.register_buffer("queue", torch.zeros(num_classes, queue_size, embedding_dim, dtype=dtype))
         self.register_buffer("cursors", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("fallback", torch.zeros(num_classes, embedding_dim, dtype=dtype))
-        self.register_buffer("has_fallback", torch.zeros(num_classes, dtype=torch.bool))
+        # 1 or 0. No bool: averages of weights take differences of buffers, which bools do not have.
+        self.register_buffer("has_fallback", torch.zeros(num_classes, dtype=dtype))
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("draws", torch.tensor(0))
-        # Constants, kept because making them costs a small batch more than using them.
-        slots = torch.arange(num_classes * queue_size).view(num_classes, queue_size)
-        self.register_buffer("_slots", slots, persistent=False)
-        self.register_buffer("_slot_hashes", _hash(slots), persistent=False)
-        self.register_buffer("_class_bounds", torch.arange(num_classes + 2), persistent=False)
+        self._built_on_meta = self.queue.is_meta
+        self._slot_hashes = self._hash_slots()
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.queue.shape[0]
+
+    @property
+    def queue_size(self) -> int:
+        """M, how many embeddings each class remembers."""
+        return self.queue.shape[1]
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        return self.queue.shape[2]
 
     @property
     def counts(self) -> Tensor:
@@ -115,10 +126,11 @@ class PrototypeMemory(nn.Module):
         """
         self._check(embeddings, labels)
         rows, classes = self._admit(embeddings, labels)
-        sums = self.queue.new_zeros(self.num_classes + 1, self.embedding_dim, dtype=_sum_dtype(rows.dtype))
-        sizes = sums.new_zeros(self.num_classes + 1)
+        C, _, D = self.queue.shape
+        sums = rows.new_zeros(C + 1, D, dtype=computed_dtype(rows))
+        sizes = sums.new_zeros(C + 1)
         # Rows of class C are those that never enter; what they hold must not be summed, as it may be NaN.
-        rows = rows.to(sums.dtype).masked_fill(classes[:, None] == self.num_classes, 0)
+        rows = rows.to(sums.dtype).masked_fill(classes[:, None] == C, 0)
         sums.index_add_(0, classes, rows)
         sizes.index_add_(0, classes, torch.ones_like(rows[:, 0]))
         self.fallback.copy_((sums / sizes.clamp_min(1)[:, None])[:-1])
@@ -150,21 +162,21 @@ class PrototypeMemory(nn.Module):
         if embeddings.shape[0] == 0:
             return
         rows, classes = self._admit(embeddings, labels)
+        C, M, D = self.queue.shape
         classes, order = classes.sort(stable=True)  # rows that stay out have class C and come last
-        bounds = torch.searchsorted(classes, self._class_bounds)
-        starts, ends = bounds[:-1], bounds[1:]
+        bounds = torch.searchsorted(classes, torch.arange(C + 2, device=classes.device))
+        starts, ends = bounds[:-2], bounds[1:]
         # Of the rows of a class that fall on one slot the last one writes, for all of them.
         last = ends[classes] - 1
-        source = last - (last - torch.arange(rows.shape[0], device=rows.device)) % self.queue_size
+        source = last - (last - torch.arange(rows.shape[0], device=rows.device)) % M
         # A row that stays out repeats the write of the last one that enters; where none does, nothing may change.
-        last_entering = ends[self.num_classes - 1] - 1
+        last_entering = ends[C - 1] - 1
         source = torch.minimum(source, last_entering).clamp_min(0)
-        classes = classes[source].clamp_max(self.num_classes - 1)
-        arrived = ends[:-1] - starts[:-1]
-        slots = classes * self.queue_size + ((self.cursors - starts[:-1])[classes] + source) % self.queue_size
-        entries = self.queue.view(-1, self.embedding_dim)
+        classes = classes[source].clamp_max(C - 1)
+        slots = classes * M + ((self.cursors - starts)[classes] + source) % M
+        entries = self.queue.view(-1, D)
         entries.index_copy_(0, slots, torch.where(last_entering < 0, entries[slots], rows[order[source]]))
-        self.cursors.add_(arrived)
+        self.cursors.add_(ends[:-1] - starts)
 
     @torch.no_grad()
     def prototypes(self, *, advance: bool = True) -> tuple[Tensor, Tensor]:
@@ -177,30 +189,43 @@ class PrototypeMemory(nn.Module):
             (C, D) prototypes, not normalised, and (C,) bool, which of them exist. With fewer than `support_size`
             entries a class has its fallback centre, without that the mean of what is there.
         """
+        M, K = self.queue.shape[1], self.support_size
+        self._check_support_size(M)
         counts = self.counts[:, None]
-        free = self._slots[0] >= counts
+        free = torch.arange(M, device=counts.device) >= counts
         keys = self._draw_keys().masked_fill_(free, torch.iinfo(torch.int64).max)  # free slots sort last
-        support = keys.topk(self.support_size, largest=False, sorted=False).indices + self._slots[:, :1]
+        support = keys.topk(K, largest=False, sorted=False).indices
         if advance:
             self.draws.add_(1)
         # Free slots hold zeros: where they fill up a support set they add nothing to its sum.
-        sums = nn.functional.embedding_bag(support, self.queue.view(-1, self.embedding_dim), mode="sum")
-        means = sums / counts.clamp(1, self.support_size)
-        means = torch.where(self.has_fallback[:, None] & (counts < self.support_size), self.fallback, means)
-        return means, self._exist()
+        means = (self._sums(support) / counts.clamp(1, K)).to(self.queue.dtype)
+        falls_back = (counts < K) & (self.has_fallback > 0)[:, None]
+        return torch.where(falls_back, self.fallback, means), self._exist()
+
+    def _sums(self, support: Tensor) -> Tensor:
+        """(C, D) sums of the entries in the slots (C, K), in float32 or better."""
+        C, M, D = self.queue.shape
+        dtype = computed_dtype(self.queue)
+        if self.queue.dtype != dtype:  # embedding_bag would give the sum in half precision, where it may be infinite
+            return self.queue[torch.arange(C, device=support.device)[:, None], support].sum(1, dtype=dtype)
+        first_slots = torch.arange(0, C * M, M, device=support.device)[:, None]
+        return nn.functional.embedding_bag(support + first_slots, self.queue.view(-1, D), mode="sum")
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
         """Means of whole queues, the fallback centre where a queue is empty: (C, D), and (C,) bool, which exist."""
         counts = self.counts[:, None]
-        means = self.queue.sum(1, dtype=_sum_dtype(self.queue.dtype)) / counts.clamp_min(1)  # free slots are zero
+        means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts.clamp_min(1)  # free slots are zero
         return torch.where(counts > 0, means.to(self.queue.dtype), self.fallback), self._exist()
 
-    @torch.no_grad()
     def reset(self) -> None:
-        """Back to the state of a new memory with the same seed."""
+        """Back to the state of a new memory: empty queues, no fallback centres, the constructor's seed, no draw."""
+        self.reset_parameters()
+
+    def _restore_buffers(self) -> None:
         for buffer in (self.queue, self.cursors, self.fallback, self.has_fallback, self.draws):
             buffer.zero_()
+        self.seed.fill_(self._constructor_seed)
 
     @torch.no_grad()
     def fingerprint(self) -> Tensor:
@@ -229,10 +254,27 @@ class PrototypeMemory(nn.Module):
 
     def _exist(self) -> Tensor:
         """(C,) bool, the classes that have a prototype and a centroid."""
-        return self.has_fallback | (self.cursors > 0)
+        return self.has_fallback + self.cursors > 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        dtype = self.queue.dtype
+        super()._apply(fn, recurse)
+        if self.queue.dtype != dtype:  # what has become infinite in float16 would make every later loss NaN
+            self.queue.nan_to_num_()
+            self.fallback.nan_to_num_()
+        self._slot_hashes = self._hash_slots()
+        return self
+
+    def _check_support_size(self, queue_size: int) -> None:
+        check_size("support_size", self.support_size)
+        if self.support_size > queue_size:
+            raise ValueError(
+                f"support_size must be at most queue_size={queue_size}; received {self.support_size}. "
+                "A prototype is the mean of different entries of one queue: lower it or enlarge the queue"
+            )
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
-        check_floating("embeddings", embeddings, ("N", self.embedding_dim))
+        check_embeddings(embeddings, self.embedding_dim)
         check_device("embeddings", embeddings, "the memory", self.queue.device)
         check_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
 
@@ -242,14 +284,22 @@ class PrototypeMemory(nn.Module):
         finite = rows.abs().amax(1).isfinite()
         return rows, torch.where(finite & (classes != self.ignore_index), classes, self.num_classes)
 
+    def _hash_slots(self) -> Tensor:
+        """(C, M) int64, a constant of the sizes."""
+        C, M, _ = self.queue.shape
+        return _hash(torch.arange(C * M, device=self.queue.device).view(C, M))
+
     def _draw_keys(self) -> Tensor:
         """(C, M) int64 whose order is that of a random draw, the same for the same seed and draw counter.
 
         Half of SplitMix64's finaliser, over slot hashes that have been through the whole of it. It is a bijection and
         the slot hashes differ, so there are no ties, whose order could depend on the device.
         """
+        hashes = self._slot_hashes
+        if hashes.device != self.queue.device:  # a framework has moved the buffers one by one
+            hashes = self._hash_slots()
         start = torch.add(self.seed * _SEED_STRIDE, self.draws, alpha=_DRAW_STRIDE)
-        keys = (self._slot_hashes ^ start) * _MIX_1
+        keys = (hashes ^ start) * _MIX_1
         return (keys ^ _shift_right(keys, 32)) * _MIX_2
 
 
@@ -290,7 +340,3 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 # times 2^64, the last bit set.
 _DRAW_STRIDE = _signed(0x6A09E667F3BCC909)
 _SEED_STRIDE = _signed(0xBB67AE8584CAA73B)
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
 import math
+import warnings
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from spcl_loss._checks import check_floating
+from spcl_loss._checks import check_any_class, check_embeddings, check_floating, check_outside_backward
 from spcl_loss._numerics import computed_dtype, full_precision, matmul, unit_rows
-from spcl_loss.loss import Options, checked_batch, loss_of_batch
+from spcl_loss._state import Restorable
+from spcl_loss.loss import ContrastKind, Impl, Options, Positives, Reduction, Similarity, checked_batch, loss_of_batch
 from spcl_loss.memory import PrototypeMemory
 
 
-class SupervisedPrototypicalContrastiveLoss(nn.Module):
+class SupervisedPrototypicalContrastiveLoss(Restorable):
     """The loss with a memory of its own: prototypes are drawn, the batch is compared, then it enters the queues.
 
     In training mode every call draws a new support set and enqueues the batch. In evaluation mode the prototypes are
-    the centroids and nothing changes, so the value depends on the arguments and the memory alone. A batch with a row
-    that is not finite has a NaN loss and changes nothing either.
+    the centroids and nothing changes. The memory does not change either while gradients are disabled, nor by a batch
+    with a row that is not finite, whose loss is NaN.
 
-    With `gather_distributed` every rank enqueues the rows of all, in rank order: the memories stay the same to the bit,
-    and nothing is broadcast.
+    With `gather_distributed` every rank enqueues the rows of all ranks, in rank order. The memories then stay the same
+    to the bit, and nothing is broadcast. Every rank has to make every call, in evaluation too. To evaluate on one rank
+    alone, set ``criterion.gather_distributed = False`` first.
 
     Args:
         num_classes: C.
@@ -31,11 +38,13 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         support_size: K, how many of them make a prototype.
         memory: a `PrototypeMemory` to use, shared or restored; then `queue_size`, `support_size` and `seed` are unused.
         seed: of the draws.
+        class_weights: (C,) weight of an anchor by its label. It is a buffer and part of the state dict.
+        process_group: a copy by `copy.deepcopy` uses the same group. A pickle leaves it out, and loading it warns.
 
     Attributes:
         memory: the `PrototypeMemory`.
         temperature: like every other option it can be read and set, as in ``criterion.temperature = 0.07``. Its value
-            is checked when it is next used.
+            is checked when it is next used. A misspelt name is an AttributeError.
 
     Raises:
         TypeError: an argument has the wrong kind.
@@ -57,6 +66,19 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
 
     memory: PrototypeMemory
     class_weights: Tensor | None
+    _constructor_weights: list[float] | None
+
+    if TYPE_CHECKING:  # else a call would have the type Any
+
+        def __call__(
+            self,
+            embeddings: Tensor,
+            labels: Tensor,
+            *,
+            prototypes: Tensor | None = None,
+            sample_weight: Tensor | None = None,
+            update_memory: bool | None = None,
+        ) -> Tensor: ...
 
     def __init__(
         self,
@@ -68,26 +90,19 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
         support_size: int = 64,
         memory: PrototypeMemory | None = None,
         seed: int = 0,
-        similarity: str = "shifted_cosine",
-        positives: str = "inside",
-        contrast: str = "all",
+        similarity: Similarity = "shifted_cosine",
+        positives: Positives = "inside",
+        contrast: ContrastKind = "all",
         easy_threshold: float | None = None,
         prototype_anchors: bool = False,
         class_weights: Tensor | None = None,
         ignore_index: int = -100,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         process_group: dist.ProcessGroup | None = None,
         gather_distributed: bool = False,
-        impl: str = "auto",
+        impl: Impl = "auto",
     ) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.similarity, self.positives, self.contrast = similarity, positives, contrast
-        self.easy_threshold, self.prototype_anchors = easy_threshold, prototype_anchors
-        self.ignore_index, self.reduction = ignore_index, reduction
-        self.process_group, self.gather_distributed = process_group, gather_distributed
-        self.impl = impl
-        self._options().check()
         if memory is None:
             memory = PrototypeMemory(
                 num_classes,
@@ -97,24 +112,23 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
                 seed=seed,
                 ignore_index=ignore_index,
             )
-        elif not isinstance(memory, PrototypeMemory):
-            raise TypeError(
-                f"memory must be a PrototypeMemory; received {type(memory).__name__}. Pass None for a new one"
-            )
-        elif (memory.num_classes, memory.embedding_dim) != (num_classes, embedding_dim):
-            raise ValueError(
-                f"memory must hold num_classes={num_classes} and embedding_dim={embedding_dim}; received one of "
-                f"{memory.num_classes} and {memory.embedding_dim}. Build it with the same sizes"
-            )
-        elif memory.ignore_index != ignore_index:
-            raise ValueError(
-                f"memory must have ignore_index={ignore_index}; received one with {memory.ignore_index}. "
-                "Give both the same"
-            )
+        else:
+            _check_memory(memory, num_classes, embedding_dim, ignore_index)
+        self.memory = memory
+        self.temperature = temperature
+        self.similarity, self.positives, self.contrast = similarity, positives, contrast
+        self.easy_threshold, self.prototype_anchors = easy_threshold, prototype_anchors
+        self.reduction = reduction
+        self.process_group, self.gather_distributed = process_group, gather_distributed
+        self.impl = impl
+        self._options().check()
         if class_weights is not None:
             check_floating("class_weights", class_weights, (num_classes,))
-        self.memory = memory
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("class_weights", class_weights)
+        self._built_on_meta = self._own_buffers_are_meta()
+        self._constructor_weights = None
+        if class_weights is not None:  # on the meta device there are no values to keep
+            self._constructor_weights = [math.nan] * num_classes if class_weights.is_meta else class_weights.tolist()
 
     def forward(
         self,
@@ -132,29 +146,42 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
             labels: (N,) integer.
             prototypes: (C, D) learned prototypes, used instead of the memory's. The memory is filled all the same.
             sample_weight: (N,) weight of an anchor.
-            update_memory: whether the draw counter moves on and the batch is enqueued. None: in training mode. False
-                leaves all state alone, so that a second pass over the same batch sees the same prototypes.
+            update_memory: whether the draw counter moves on and the batch is enqueued. None: in training mode, where
+                gradients are enabled. False leaves all state alone, so that a second pass over the same batch sees the
+                same prototypes.
 
         Returns:
             As `supervised_prototypical_contrastive_loss`.
+
+        Raises:
+            RuntimeError: the call would fill the memory within a backward pass, as activation checkpointing repeats it.
         """
         if update_memory is None:
-            update_memory = self.training
+            update_memory = self.training and torch.is_grad_enabled()
+        if update_memory:
+            check_outside_backward()
         exists = None
         if prototypes is None:
             prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
         weights, options = self.class_weights, self._options()
         # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
-        batch = checked_batch(embeddings, labels, prototypes, exists, weights, sample_weight, options)
+        width = self.memory.embedding_dim
+        batch = checked_batch(embeddings, labels, prototypes, exists, weights, sample_weight, options, width)
         loss = loss_of_batch(batch, prototypes, exists, weights, options)
         if update_memory:
             self.memory._end_step(batch.embeddings, batch.labels)
         return loss
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none."""
-        check_floating("embeddings", embeddings, ("N", self.memory.embedding_dim))
+        """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none.
+
+        Raises:
+            ValueError: no class has a centroid. On a GPU this is a device-side assertion.
+        """
+        self._options().check()
+        check_embeddings(embeddings, self.memory.embedding_dim)
         centroids, exists = self.memory.centroids()
+        check_any_class(exists)
         dtype = computed_dtype(embeddings)
         with full_precision(embeddings.device.type):
             scores = matmul(unit_rows(embeddings.to(dtype)), unit_rows(centroids.to(dtype)).T)
@@ -163,8 +190,43 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
             return (scores / self.temperature).masked_fill(~exists, -math.inf)
 
     def predict(self, embeddings: Tensor) -> Tensor:
-        """Class of the centroid nearest in angle to each of the embeddings (N, D): (N,) int64."""
+        """Class of the centroid nearest in angle to each of the embeddings (N, D): (N,) int64.
+
+        Raises:
+            ValueError: as `logits`.
+        """
         return self.logits(embeddings).argmax(dim=1)
+
+    @property
+    def ignore_index(self) -> int:
+        """The label of rows to leave out; the memory's, so that both leave out the same."""
+        return self.memory.ignore_index
+
+    @ignore_index.setter
+    def ignore_index(self, value: int) -> None:
+        self.memory.ignore_index = value
+
+    def _restore_buffers(self) -> None:
+        """Class weights that were on the meta device become NaN, and so does the loss, until they are loaded or set."""
+        if self._constructor_weights is None:
+            self.class_weights = None
+        elif self.class_weights is not None:
+            device = self.class_weights.device
+            self.class_weights.copy_(torch.tensor(self._constructor_weights, dtype=torch.float64, device=device))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        *rest: Any,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local, strict, missing, *rest)
+        name, weights = prefix + "class_weights", self._constructor_weights
+        if name in missing and weights is not None and not math.isnan(weights[0]):
+            missing.remove(name)  # older state dicts have no class weights: those of the constructor stay
 
     def extra_repr(self) -> str:
         """The settings, for `repr`."""
@@ -172,3 +234,55 @@ class SupervisedPrototypicalContrastiveLoss(nn.Module):
 
     def _options(self) -> Options:
         return Options(*(getattr(self, name) for name in Options._fields))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name.startswith("_") or name in _NAMES or hasattr(self, name)):
+            _check_spelling(name)
+        super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SupervisedPrototypicalContrastiveLoss:
+        memo[id(self.process_group)] = self.process_group  # a live handle: the copy uses the same group
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"process_group": None, "_had_process_group": self.process_group is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.pop("_had_process_group", False):
+            warnings.warn(
+                "process_group is not part of a pickle: the loaded loss uses all ranks. "
+                "Set criterion.process_group to the group if it should use only some",
+                stacklevel=2,
+            )
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+
+_NAMES = (*Options._fields, "class_weights", "memory")
+_OF_THE_MEMORY = ("num_classes", "embedding_dim", "queue_size", "support_size", "seed")
+
+
+def _check_spelling(name: str) -> None:
+    """Raises where a new attribute was surely meant to be an option. Other names are the user's own business."""
+    if name in _OF_THE_MEMORY:
+        remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
+        raise AttributeError(f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}")
+    near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.75)
+    if near:
+        raise AttributeError(f"the loss has no option {name}. Did you mean {near[0]}?")
+
+
+def _check_memory(memory: PrototypeMemory, num_classes: int, embedding_dim: int, ignore_index: int) -> None:
+    if not isinstance(memory, PrototypeMemory):
+        raise TypeError(f"memory must be a PrototypeMemory; received {type(memory).__name__}. Pass None for a new one")
+    if (memory.num_classes, memory.embedding_dim) != (num_classes, embedding_dim):
+        raise ValueError(
+            f"memory must hold num_classes={num_classes} and embedding_dim={embedding_dim}; received one of "
+            f"{memory.num_classes} and {memory.embedding_dim}. Build it with the same sizes"
+        )
+    if memory.ignore_index != ignore_index:
+        raise ValueError(
+            f"memory must have ignore_index={ignore_index}; received one with {memory.ignore_index}. Give both the same"
+        )

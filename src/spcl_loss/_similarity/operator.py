@@ -17,7 +17,6 @@ from spcl_loss._similarity import dense, strips
 from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
 from spcl_loss._similarity.kernels.config import unavailable_reason
 
-IMPLEMENTATIONS = ("auto", "dense", "strips", "triton")
 # Rows above which strips overtake dense: measured by benchmarks/loss.py, see docs/performance.md.
 _DENSE_ROWS = 128
 
@@ -30,7 +29,7 @@ def contrast_statistics(rows: Tensor, contrast: Contrast, impl: str) -> Statisti
     Args:
         rows: (R, D) float32 or float64, of unit length.
         contrast: what is compared and what is wanted. The statistics of an anchor that is no candidate mean nothing.
-        impl: one of `IMPLEMENTATIONS`; decides how it is computed, never what.
+        impl: "auto", "dense", "strips" or "triton"; decides how it is computed, never what.
 
     Returns:
         Three tensors (A,): the log-sum-exp of the weighted scores of the candidates with another label (negatives),

@@ -1,0 +1,64 @@
+"""Modules whose buffers can be made anew, wherever a framework has lost their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Restorable(nn.Module):
+    """A module that `reset_parameters` makes new. It fills buffers by itself that never had values.
+
+    A module built on the meta device has no values. `to_empty` and Hugging Face's `from_pretrained` then give it
+    uninitialised memory for whatever the checkpoint does not hold.
+    """
+
+    _built_on_meta = False
+
+    def _restore_buffers(self) -> None:
+        """Gives the module's own buffers the values that the constructor gives them."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Restores all state that the constructor sets, seeds included. Frameworks call it by this name."""
+        for module in self.modules():
+            if isinstance(module, Restorable):
+                module._restore_buffers()
+
+    def _own_buffers_are_meta(self) -> bool:
+        return any(buffer.is_meta for buffer in self.buffers(recurse=False))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Every move and conversion ends here: `to`, `half`, `to_empty`."""
+        had_no_values = self._own_buffers_are_meta()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if had_no_values and not self._own_buffers_are_meta():
+            self._fill()
+        return self
+
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """Hugging Face reads this after loading: the last moment to fill what the checkpoint did not hold."""
+        if self._built_on_meta and not self._own_buffers_are_meta():
+            self._fill()
+        return True
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, value: bool) -> None:
+        self._built_on_meta = self._built_on_meta and not value
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        """Fills the buffers; those that Hugging Face has marked as loaded keep their values."""
+        self._built_on_meta = False
+        own = dict(self.named_buffers(recurse=False))
+        loaded = [name for name, buffer in own.items() if getattr(buffer, "_is_hf_initialized", False)]
+        if len(loaded) < len(own):
+            values = {name: own[name].clone() for name in loaded}
+            self._restore_buffers()
+            for name, value in values.items():
+                own[name].copy_(value)
