@@ -87,11 +87,18 @@ class TestQueues:
         assert memory.queue.dtype == torch.float32
         assert (memory.queue[0, 0] == 0.5).all()
 
-    def test_rows_that_overflow_the_memory_dtype_never_enter(self):
+    @pytest.mark.parametrize("method", ["update", "initialize"])
+    def test_rows_that_overflow_the_memory_dtype_never_enter(self, method):
         memory = PrototypeMemory(1, 3, queue_size=2, support_size=1, dtype=torch.float16)
-        memory.update(torch.tensor([[1e6, 0, 0], [1, 2, 3]]), torch.tensor([0, 0]))
-        assert memory.counts.tolist() == [1]
-        assert memory.queue[0, 0].tolist() == [1, 2, 3]
+        getattr(memory, method)(torch.tensor([[1e6, 0, 0], [1, 2, 3]]), torch.tensor([0, 0]))
+        assert memory.counts.tolist() == [1 if method == "update" else 0]
+        assert memory.centroids()[0].tolist() == [[1, 2, 3]]
+
+    @pytest.mark.parametrize("fill", ["update", "initialize"])
+    def test_conversion_to_float16_saturates(self, fill):
+        memory = PrototypeMemory(1, 2, queue_size=2, support_size=1)
+        getattr(memory, fill)(torch.tensor([[1e6, -1e6]]), torch.tensor([0]))
+        assert memory.half().prototypes()[0].tolist() == memory.centroids()[0].tolist() == [[65504, -65504]]
 
 
 class TestDraws:
@@ -146,6 +153,26 @@ class TestDraws:
         memory = filled(queue_size=6, support_size=6)
         torch.testing.assert_close(memory.prototypes()[0], memory.centroids()[0])
 
+    @pytest.mark.parametrize("support_size", [256, 100])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_sums_do_not_overflow_in_half_precision(self, dtype, support_size):
+        memory = PrototypeMemory(2, 3, support_size=support_size, dtype=dtype)
+        memory.update(torch.full((256, 3), 300.0), torch.zeros(256, dtype=torch.long))
+        assert memory.prototypes()[0][0].tolist() == memory.centroids()[0][0].tolist() == [300] * 3
+        assert memory.prototypes()[0].dtype == dtype
+
+    @pytest.mark.parametrize("entries", [7, 12])
+    def test_half_precision_draws_the_same_support_sets(self, entries):
+        assert torch.equal(support_sets(filled(entries=entries).half(), 3), support_sets(filled(entries=entries), 3))
+
+    def test_a_support_size_that_is_set_later_is_checked_and_used(self):
+        memory = filled(queue_size=6, support_size=2)
+        memory.support_size = 6
+        torch.testing.assert_close(memory.prototypes()[0], memory.centroids()[0])
+        memory.support_size = 7
+        with pytest.raises(ValueError, match="queue_size=6; received 7"):
+            memory.prototypes()
+
     def test_few_entries_fall_back_to_the_centre_or_their_mean(self):
         memory = PrototypeMemory(4, 2, queue_size=3, support_size=2)
         memory.initialize(torch.tensor([[1.0, 2.0], [3.0, 4.0], [7.0, 7.0]]), torch.tensor([0, 0, 1]))
@@ -185,12 +212,14 @@ class TestLifeCycle:
         torch.testing.assert_close(memory.centroids()[0][0], rows.mean(0))
         assert_same_state(memory, before)
 
-    def test_reset_makes_it_new(self):
+    @pytest.mark.parametrize("method", ["reset", "reset_parameters"])
+    def test_reset_makes_it_new(self, method):
         memory = filled(seed=3)
         memory.initialize(torch.randn(4, 12), torch.tensor([0, 1, 2, 0]))
         memory.prototypes()
         memory.update(torch.randn(4, 12), torch.tensor([0, 1, 2, 0]))
-        memory.reset()
+        memory.load_state_dict(filled(seed=4).state_dict())
+        getattr(memory, method)()
         new = PrototypeMemory(3, 12, queue_size=12, support_size=5, seed=3)
         assert_same_state(memory, new)
 
@@ -225,8 +254,105 @@ class TestLifeCycle:
         assert buffers["queue"].shape == (3, 5, 2)
         assert buffers["queue"].dtype == torch.float32
         assert torch.equal(memory.counts, torch.zeros(3, dtype=torch.int64))
-        assert {name for name in buffers if not name.startswith("_")} == set(memory.state_dict())
+        assert set(buffers) == set(memory.state_dict()) == STATE  # no constant among them
         assert not list(memory.parameters())
+
+
+STATE = {"queue", "cursors", "fallback", "has_fallback", "seed", "draws"}
+
+
+class TestRebuilding:
+    """From constructor and state dict alone, whatever a framework does to the buffers in between."""
+
+    @staticmethod
+    def on_meta(**options):
+        with torch.device("meta"):
+            return PrototypeMemory(3, 12, queue_size=12, support_size=5, **options)
+
+    @staticmethod
+    def reinitialized(memory):
+        """Every buffer replaced by uninitialised memory, which is here what one would not like to find there."""
+        for name in STATE:
+            garbage = torch.full_like(getattr(memory, name), -7, device="cpu")
+            setattr(memory, name, garbage)
+        return memory
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_meta_initialisation(self, assign):
+        memory, other = filled(seed=5), self.on_meta()
+        memory.initialize(torch.randn(2, 12), torch.tensor([0, 1]))
+        memory.update(torch.randn(9, 12), torch.arange(9) % 3)
+        if not assign:
+            other.to_empty(device="cpu")
+        other.load_state_dict(copy.deepcopy(memory.state_dict()), assign=assign)
+        for _ in range(3):
+            assert torch.equal(memory.prototypes()[0], other.prototypes()[0])
+            rows, labels = torch.randn(7, 12), torch.arange(7) % 3
+            memory.update(rows, labels)
+            other.update(rows, labels)
+            assert_same_state(memory, other)
+
+    def test_a_memory_that_no_checkpoint_mentions_is_as_new(self):
+        model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2, device="meta"), "memory": self.on_meta(seed=3)})
+        model.to_empty(device="cpu")
+        model.load_state_dict({"encoder.weight": torch.ones(2, 2), "encoder.bias": torch.ones(2)}, strict=False)
+        assert_same_state(model["memory"], PrototypeMemory(3, 12, queue_size=12, support_size=5, seed=3))
+
+    @pytest.mark.parametrize("loaded", [STATE, set(), STATE - {"seed"}])
+    def test_hugging_face_fills_the_buffers_one_by_one(self, loaded):
+        memory, other = filled(seed=5), self.reinitialized(self.on_meta(seed=6))
+        for name in loaded:
+            value = memory.state_dict()[name].clone()
+            value._is_hf_initialized = True
+            setattr(other, name, value)
+        assert other._is_hf_initialized  # asked once everything is in its place
+        new = PrototypeMemory(3, 12, queue_size=12, support_size=5, seed=6)
+        new.load_state_dict({name: memory.state_dict()[name] for name in loaded}, strict=False)
+        assert_same_state(other, new)
+        assert torch.equal(other.prototypes()[0], new.prototypes()[0])
+
+    def test_a_filled_memory_is_not_reinitialised(self):
+        memory = filled(seed=5)
+        before = copy.deepcopy(memory)
+        assert memory._is_hf_initialized
+        memory.to("cpu")
+        assert_same_state(memory, before)
+
+    def test_a_state_dict_with_a_bool_mask_loads(self):
+        memory = filled()
+        memory.initialize(torch.randn(2, 12), torch.tensor([0, 2]))
+        state = memory.state_dict()
+        state["has_fallback"] = state["has_fallback"].bool()
+        for assign in (False, True):
+            other = PrototypeMemory(3, 12, queue_size=12, support_size=5)
+            other.load_state_dict(copy.deepcopy(state), assign=assign)
+            assert torch.equal(other.prototypes()[0], memory.prototypes(advance=False)[0])
+            assert other.prototypes()[1].tolist() == [True, False, True]
+
+    @pytest.mark.parametrize("average", ["equal", "exponential"])
+    def test_averages_of_weights_with_buffers(self, average):
+        memory = filled()
+        memory.initialize(torch.randn(2, 12), torch.tensor([0, 2]))
+        memory.update(torch.randn(30, 12), torch.arange(30) % 2)
+        swa = torch.optim.swa_utils
+        averaging = swa.get_ema_multi_avg_fn(0.5) if average == "exponential" else None
+        averaged = swa.AveragedModel(memory, multi_avg_fn=averaging, use_buffers=True)
+        first = memory.queue.clone()
+        averaged.update_parameters(memory)
+        memory.update(torch.randn(30, 12), torch.arange(30) % 2)
+        averaged.update_parameters(memory)
+        torch.testing.assert_close(averaged.module.queue, (first + memory.queue) / 2)
+        centroids, exist = averaged.module.centroids()
+        assert exist.tolist() == memory.centroids()[1].tolist() == [True, True, True]
+        torch.testing.assert_close(centroids[:2], ((first + memory.queue) / 2).mean(1)[:2])
+        assert averaged.module.prototypes()[0].isfinite().all()
+
+    @pytest.mark.parametrize("size", ["num_classes", "embedding_dim", "queue_size"])
+    def test_sizes_are_those_of_the_queues_and_cannot_be_set(self, size):
+        memory = PrototypeMemory(3, 2, queue_size=5, support_size=4)
+        assert (memory.num_classes, memory.embedding_dim, memory.queue_size) == (3, 2, 5)
+        with pytest.raises(AttributeError, match=size):
+            setattr(memory, size, 4)
 
 
 class TestFingerprint:

@@ -1,6 +1,8 @@
 """The loss module: which prototypes a call sees, what it leaves behind, and what survives saving and converting."""
 
+import contextlib
 import copy
+import functools
 import io
 import pickle
 from pathlib import Path
@@ -70,6 +72,41 @@ class TestForward:
         assert torch.equal(value, expected)
         assert torch.equal(value, criterion(embeddings, labels))
         assert_same_state(criterion, before)
+
+    @pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
+    def test_without_gradients_nothing_enters_unless_asked_for(self, disabled):
+        criterion, (embeddings, labels) = trained(), batch(9)
+        before = copy.deepcopy(criterion)
+        with disabled():
+            criterion(embeddings, labels)
+        assert_same_state(criterion, before)
+        with disabled():
+            criterion(embeddings, labels, update_memory=True)
+        before(embeddings, labels)
+        assert_same_state(criterion, before)
+
+    def test_checkpointing_around_the_loss_is_refused_where_it_would_change_gradients(self):
+        criterion, (embeddings, labels) = trained(), batch(9)
+        encoder = torch.nn.Linear(D, D)
+
+        def step(embeddings, update_memory):
+            return criterion(encoder(embeddings), labels, update_memory=update_memory)
+
+        (expected,) = torch.autograd.grad(step(embeddings, False), encoder.weight)
+        checkpointed = torch.utils.checkpoint.checkpoint(step, embeddings, False, use_reentrant=False)
+        (gradient,) = torch.autograd.grad(checkpointed, encoder.weight)
+        assert torch.equal(gradient, expected)
+        checkpointed = torch.utils.checkpoint.checkpoint(step, embeddings, None, use_reentrant=False)
+        with pytest.raises(RuntimeError, match="Checkpoint the encoder alone"):
+            checkpointed.backward()
+
+    def test_func_grad_works_without_update(self):
+        criterion, (embeddings, labels) = trained(), batch(9)
+        before = copy.deepcopy(criterion)
+        gradient = torch.func.grad(lambda rows: criterion(rows, labels, update_memory=False))(embeddings)
+        assert_same_state(criterion, before)
+        expected = oracle.value_and_gradients(criterion, embeddings, labels)[1]
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
     def test_update_memory_overrides_the_mode(self):
         criterion, (embeddings, labels) = trained(), batch(9)
@@ -198,8 +235,109 @@ class TestPrediction:
 
         assert torch.equal(gradient(enabled=True), gradient(enabled=False))
 
+    @pytest.mark.parametrize("method", ["predict", "logits"])
+    def test_a_memory_with_no_class_is_an_error(self, method):
+        criterion, (embeddings, labels) = module(), batch(9)
+        for empty in (criterion, criterion.eval()):
+            with pytest.raises(ValueError, match="empty"):
+                getattr(empty, method)(embeddings)
+        criterion.memory.update(embeddings[:1], labels[:1])
+        assert (criterion.predict(embeddings) == labels[0]).all()
+
+    @pytest.mark.parametrize("options", [{"similarity": "dot"}, {"temperature": 0.0}])
+    def test_options_are_checked(self, options):
+        criterion = trained()
+        for name, value in options.items():
+            setattr(criterion, name, value)
+        with pytest.raises(ValueError, match=next(iter(options))):
+            criterion.predict(batch(9)[0])
+
+    @pytest.mark.parametrize("method", ["predict", "logits"])
+    def test_another_width_names_the_embedding_dim(self, method):
+        with pytest.raises(ValueError, match=r"embedding_dim=6; received \(3, 5\)"):
+            getattr(trained(), method)(torch.ones(3, 5))
+
 
 class TestState:
+    @pytest.mark.parametrize("known", [True, False], ids=["known weights", "weights on meta"])
+    def test_meta_initialisation(self, known):
+        weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        criterion = trained(class_weights=weights)
+        with torch.device("meta"):
+            other = module(class_weights=weights if known else torch.ones(C))
+        with contextlib.nullcontext() if known else pytest.warns(UserWarning, match="class_weights"):
+            other.to_empty(device="cpu")
+        state = criterion.state_dict()
+        if known:  # older state dicts hold no class weights
+            state.pop("class_weights")
+        other.load_state_dict(state)
+        assert_same_state(criterion, other)
+        assert torch.equal(criterion(*batch(9)), other(*batch(9)))
+
+    def test_class_weights_that_nothing_knows_are_missed(self):
+        with torch.device("meta"):
+            criterion = module(class_weights=torch.ones(C))
+        with pytest.warns(UserWarning, match="build it with device='cpu'"):
+            criterion.to_empty(device="cpu")
+        with pytest.raises(RuntimeError, match="class_weights"):
+            criterion.load_state_dict(trained().state_dict())
+        assert criterion(*batch(9)).isnan()
+
+    def test_class_weights_are_saved(self):
+        criterion = trained(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        other = module(class_weights=torch.ones(C))
+        other.load_state_dict(criterion.state_dict())
+        assert torch.equal(other(*batch(9)), criterion(*batch(9)))
+
+    def test_reset_parameters_restores_what_the_constructor_sets(self):
+        options = {"class_weights": torch.tensor([1.0, 2.0, 3.0, 4.0]), "seed": 5}
+        criterion, new = trained(**options), module(**copy.deepcopy(options))
+        criterion.class_weights.zero_()
+        criterion.memory.seed.zero_()
+        criterion.reset_parameters()
+        assert_same_state(criterion, new)
+        for seed in range(3):
+            assert torch.equal(criterion(*batch(seed)), new(*batch(seed)))
+
+    def test_hugging_face_checkpoint_without_class_weights(self):
+        criterion = trained(class_weights=torch.ones(C))
+        with torch.device("meta"):
+            other = module(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0], device="cpu"))
+        other.class_weights = torch.full((C,), torch.nan)
+        for name, value in criterion.memory.state_dict().items():
+            value = value.clone()
+            value._is_hf_initialized = True
+            setattr(other.memory, name, value)
+        assert other.memory._is_hf_initialized and other._is_hf_initialized
+        assert_same_state(other.memory, criterion.memory)
+        assert other.class_weights.tolist() == [1, 2, 3, 4]
+
+    def test_copies_keep_the_process_group_and_pickles_say_that_they_do_not(self):
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            group = torch.distributed.new_group([0])
+            criterion = trained(process_group=group, gather_distributed=True)
+            model = copy.deepcopy(torch.nn.Sequential(torch.nn.Linear(D, D), criterion))
+            assert model[1].process_group is group
+            assert_same_state(model[1], criterion)
+            assert model[1].memory.queue.data_ptr() != criterion.memory.queue.data_ptr()
+            for save, load in (
+                (pickle.dump, pickle.load),
+                (torch.save, functools.partial(torch.load, weights_only=False)),
+            ):
+                file = io.BytesIO()
+                save(criterion, file)
+                file.seek(0)
+                with pytest.warns(UserWarning, match=r"Set criterion\.process_group"):
+                    other = load(file)
+                assert other.process_group is None
+                assert criterion.process_group is group
+                assert_same_state(other, criterion)
+                assert torch.equal(copy.deepcopy(other)(*batch(9)), copy.deepcopy(criterion)(*batch(9)))
+        finally:
+            torch.distributed.destroy_process_group()
+
     @pytest.mark.parametrize(
         "copied", [through_state_dict, copy.deepcopy, lambda criterion: pickle.loads(pickle.dumps(criterion))]
     )
@@ -260,6 +398,99 @@ def test_a_rejected_batch_changes_no_state(embeddings, labels):
     with pytest.raises(ValueError, match="must"):
         criterion(embeddings, torch.tensor(labels))
     assert_same_state(criterion, before)
+
+
+OPTIONS = {
+    "temperature": 0.3, "similarity": "cosine", "positives": "outside", "contrast": "negatives", "easy_threshold": 1.5,
+    "prototype_anchors": True, "class_weights": torch.tensor([1.0, 2.0, 3.0, 4.0]), "reduction": "sum",
+    "ignore_index": 1, "impl": "strips",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_is_set_is_that_of_the_constructor(name):
+    value = OPTIONS[name]
+    changed, built = module(), module(**{name: value})
+    setattr(changed, name, value)
+    assert getattr(changed, name) is value
+    assert repr(changed) == repr(built)
+    if name != "class_weights":
+        assert f"{name}={value!r}" in repr(changed)
+    for seed in range(3):
+        assert torch.equal(changed(*batch(seed)), built(*batch(seed)))
+        assert_same_state(changed, built)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("temprature", "temperature"), ("simliarity", "similarity"), ("easy_treshold", "easy_threshold"),
+        ("class_weight", "class_weights"), ("gather_distribute", "gather_distributed"), ("queue_size", "new loss"),
+        ("support_size", "criterion.memory.support_size"), ("seed", "new loss"), ("num_classes", "new loss"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_option_is_an_error(name, meant):
+    with pytest.raises(AttributeError, match=meant):
+        setattr(module(), name, 0.5)
+
+
+def test_other_attributes_are_left_to_their_owners():
+    criterion = module()
+    criterion.id, criterion.qconfig, criterion.projection = 3, None, torch.nn.Linear(D, D)
+    criterion._hf_hook = criterion.forward = criterion.forward
+    assert (criterion.id, criterion.qconfig) == (3, None)
+    assert set(dict(criterion.named_parameters())) == {"projection.weight", "projection.bias"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1.0), ("similarity", "dot"), ("contrast", "none"), ("reduction", "max"), ("impl", "fast")],
+)
+def test_an_option_is_checked_when_it_is_next_used(name, value):
+    criterion = trained()
+    before = copy.deepcopy(criterion)
+    setattr(criterion, name, value)
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        criterion(*batch(9))
+    assert_same_state(criterion, before)
+
+
+def test_a_scheduled_temperature_compiles_twice():
+    """The second value makes it an input of the graph."""
+    criterion, graphs = module(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(criterion, backend=backend, fullgraph=True)
+    for step in range(12):
+        criterion.temperature = 0.5 * 0.9**step
+        expected = oracle.value_and_gradients(copy.deepcopy(criterion), *batch(step))
+        ours = oracle.value_and_gradients(compiled, *batch(step))
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    assert len(graphs) == 2
+
+
+def test_the_embedding_dim_is_named_before_anything_else():
+    with pytest.raises(ValueError, match=r"embeddings must have shape \(N, 6\), since embedding_dim=6"):
+        trained()(torch.ones(3, 5), torch.tensor([0, 1, 9]))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "remedy"),
+    [
+        (torch.ones(3, 2, D), torch.arange(3), r"embeddings\.flatten\(0, 1\).*labels\.repeat_interleave\(2\)"),
+        (torch.ones(3, D), torch.ones(3, 1, dtype=torch.long), r"labels\.squeeze\(-1\)"),
+        (torch.ones(3, D), torch.eye(C)[:3], r"labels\.argmax\(1\)"),
+    ],
+    ids=["views", "column", "one-hot"],
+)
+def test_a_wrong_shape_names_the_remedy(embeddings, labels, remedy):
+    criterion = trained()
+    for call in (criterion, criterion.memory.update, criterion.memory.initialize):
+        with pytest.raises(ValueError, match=remedy):
+            call(embeddings, labels)
 
 
 def test_the_options_serve_the_function_and_can_be_scheduled():

@@ -29,21 +29,21 @@ class Restorable(nn.Module):
             if isinstance(module, Restorable):
                 module._restore_buffers()
 
-    def _own_buffers_are_meta(self) -> bool:
-        return any(buffer.is_meta for buffer in self.buffers(recurse=False))
+    def _has_meta_buffers(self) -> bool:
+        return any(buffer.is_meta for buffer in self.buffers())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Every move and conversion ends here: `to`, `half`, `to_empty`."""
-        had_no_values = self._own_buffers_are_meta()
+        had_no_values = self._has_meta_buffers()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if had_no_values and not self._own_buffers_are_meta():
+        if had_no_values and not self._has_meta_buffers():
             self._fill()
         return self
 
     @property
     def _is_hf_initialized(self) -> bool:
         """Hugging Face reads this after loading: the last moment to fill what the checkpoint did not hold."""
-        if self._built_on_meta and not self._own_buffers_are_meta():
+        if self._built_on_meta and not self._has_meta_buffers():
             self._fill()
         return True
 

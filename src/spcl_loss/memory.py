@@ -95,7 +95,7 @@ class PrototypeMemory(Restorable):
         self.register_buffer("has_fallback", torch.zeros(num_classes, dtype=dtype))
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("draws", torch.tensor(0))
-        self._built_on_meta = self.queue.is_meta
+        self._built_on_meta = self._has_meta_buffers()
         self._slot_hashes = self._hash_slots()
 
     @property

@@ -125,7 +125,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         if class_weights is not None:
             check_floating("class_weights", class_weights, (num_classes,))
         self.register_buffer("class_weights", class_weights)
-        self._built_on_meta = self._own_buffers_are_meta()
+        self._built_on_meta = self._has_meta_buffers()
         self._constructor_weights = None
         if class_weights is not None:  # on the meta device there are no values to keep
             self._constructor_weights = [math.nan] * num_classes if class_weights.is_meta else class_weights.tolist()
@@ -207,12 +207,17 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         self.memory.ignore_index = value
 
     def _restore_buffers(self) -> None:
-        """Class weights that were on the meta device become NaN, and so does the loss, until they are loaded or set."""
-        if self._constructor_weights is None:
+        values = self._constructor_weights
+        if values is None:
             self.class_weights = None
         elif self.class_weights is not None:
-            device = self.class_weights.device
-            self.class_weights.copy_(torch.tensor(self._constructor_weights, dtype=torch.float64, device=device))
+            if math.isnan(values[0]):
+                warnings.warn(
+                    "class_weights was built on the meta device and has no values yet, so losses are NaN. Load a state "
+                    "dict that holds it, or build it with device='cpu'",
+                    stacklevel=2,
+                )
+            self.class_weights.copy_(torch.tensor(values, dtype=torch.float64, device=self.class_weights.device))
 
     def _load_from_state_dict(
         self,
