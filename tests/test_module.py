@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 from spcl_loss import PrototypeMemory, SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
 from support import oracle
@@ -348,6 +349,17 @@ class TestState:
             ours, theirs = (oracle.value_and_gradients(each, *batch(seed)) for each in (criterion, other))
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert_same_state(criterion, other)
+
+    @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process, which is what is meant
+    def test_distributed_checkpoints(self, tmp_path):
+        criterion = trained(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]), seed=5)
+        torch.distributed.checkpoint.save(criterion.state_dict(), checkpoint_id=tmp_path, no_dist=True)
+        other = module(class_weights=torch.ones(C))
+        state = other.state_dict()
+        torch.distributed.checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)
+        other.load_state_dict(state)
+        assert_same_state(other, criterion)
+        assert torch.equal(other(*batch(9)), criterion(*batch(9)))
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
     def test_converted_modules_go_on(self, dtype):

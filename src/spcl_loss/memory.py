@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spcl_loss._checks import check_device, check_embeddings, check_int, check_labels, check_size
+from spcl_loss._hashing import checksum, draw_keys, hashed
 from spcl_loss._numerics import computed_dtype
 from spcl_loss._state import Restorable
 
@@ -242,7 +243,7 @@ class PrototypeMemory(Restorable):
         """
         total = torch.zeros_like(self.draws)
         for buffer in (self.queue, self.cursors, self.fallback, self.has_fallback, self.seed, self.draws):
-            total = _hash(total ^ _checksum(buffer))
+            total = hashed(total ^ checksum(buffer))
         return total
 
     def extra_repr(self) -> str:
@@ -287,56 +288,11 @@ class PrototypeMemory(Restorable):
     def _hash_slots(self) -> Tensor:
         """(C, M) int64, a constant of the sizes."""
         C, M, _ = self.queue.shape
-        return _hash(torch.arange(C * M, device=self.queue.device).view(C, M))
+        return hashed(torch.arange(C * M, device=self.queue.device).view(C, M))
 
     def _draw_keys(self) -> Tensor:
-        """(C, M) int64 whose order is that of a random draw, the same for the same seed and draw counter.
-
-        Half of SplitMix64's finaliser, over slot hashes that have been through the whole of it. It is a bijection and
-        the slot hashes differ, so there are no ties, whose order could depend on the device.
-        """
+        """(C, M) int64 whose order is that of a random draw."""
         hashes = self._slot_hashes
         if hashes.device != self.queue.device:  # a framework has moved the buffers one by one
             hashes = self._hash_slots()
-        start = torch.add(self.seed * _SEED_STRIDE, self.draws, alpha=_DRAW_STRIDE)
-        keys = (hashes ^ start) * _MIX_1
-        return (keys ^ _shift_right(keys, 32)) * _MIX_2
-
-
-def _hash(values: Tensor) -> Tensor:
-    """SplitMix64: Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014."""
-    values = values * _GOLDEN
-    values = (values ^ _shift_right(values, 30)) * _MIX_1
-    values = (values ^ _shift_right(values, 27)) * _MIX_2
-    return values ^ _shift_right(values, 31)
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    """() int64 from the bits of a tensor; any one bit that changes changes it. Sums wrap, so their order is free."""
-    if tensor.is_floating_point():
-        tensor = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-    bits = tensor.long()
-    while bits.dim():
-        start = bits.dim() << 32  # other factors for every axis
-        places = _hash(torch.arange(start, start + bits.shape[-1], device=bits.device)) | 1  # odd: none loses a bit
-        bits = (bits * places).sum(-1)
-    return bits
-
-
-def _shift_right(bits: Tensor, by: int) -> Tensor:
-    """A logical shift: int64's own repeats the sign bit."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
-
-
-def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit constant; products wrap, which is what the hash wants."""
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-_GOLDEN = _signed(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
-# Odd steps of the hash's start from draw to draw and seed to seed: the fractional parts of the square roots of 2 and 3
-# times 2^64, the last bit set.
-_DRAW_STRIDE = _signed(0x6A09E667F3BCC909)
-_SEED_STRIDE = _signed(0xBB67AE8584CAA73B)
+        return draw_keys(hashes, self.seed, self.draws)
