@@ -10,10 +10,9 @@ import pytest
 import torch
 
 import integration_run
+from support import ranks
 
 EPOCHS, SAVE_EVERY, STOP_AFTER = 3, 5, 9
-
-
 RANKS = {
     "ddp": 2,
     "stateful_loader": 2,
@@ -38,16 +37,21 @@ def test_plain_python_prints_an_accuracy(name, tmp_path):
     assert float(re.search(r"^accuracy on new \w+: (\d\.\d\d)$", run.stdout, re.MULTILINE)[1]) > 0.5  # of four classes
 
 
+@pytest.fixture(scope="module")
+def pool():
+    pool = ranks.Pool(max(RANKS.values()))
+    yield pool
+    pool.end()
+
+
 @pytest.mark.parametrize(("name", "world"), RANKS.items())
-def test_example(name, world, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(integration_run.run, (name, world, tmp_path, STOP_AFTER), nprocs=world)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
-    assert_epochs_advance_and_are_shared([rank["whole"] for rank in ranks])
-    for rank in ranks:
-        assert_continues_exactly(rank)
+def test_example(pool, name, world, tmp_path):
+    answers = pool.ask(integration_run.run, world, name, tmp_path, STOP_AFTER)
+    assert_epochs_advance_and_are_shared([answer["whole"] for answer in answers])
+    for answer in answers:
+        assert_continues_exactly(answer)
     if name == "sentence_transformers_trainer":
-        assert_grouped_by_label(ranks[0]["whole"])
+        assert_grouped_by_label(answers[0]["whole"])
 
 
 def assert_epochs_advance_and_are_shared(ranks):

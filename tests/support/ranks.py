@@ -1,4 +1,4 @@
-"""Ranks on this machine: processes of gloo groups. They start once and answer every question of a session."""
+"""Ranks on this machine: processes that start once and form a gloo group for each question."""
 
 import multiprocessing
 import os
@@ -14,14 +14,14 @@ TIMEOUT = 300  # seconds for one answer
 
 
 class Pool:
-    """Processes that form a new group for each question."""
+    """Up to `size` ranks. Ask from one process only; call `end` when done."""
 
     def __init__(self, size):
         context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks of torch
         self.pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, theirs))
             process.start()
             theirs.close()
             self.pipes.append(ours)
