@@ -12,20 +12,20 @@ BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING := 1
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-# A worker takes one file after the other, in the order of the folders: those that take longest come first.
+# Each worker takes whole files, so that a file's fixtures are made once. The folders come first: they take longest.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast check bench docs clean
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
-	@echo "make test    run the tests"
-	@echo "make test-fast  run the library's own tests, without those of kernels, ranks, examples and benchmarks"
-	@echo "make check   ruff, mypy --strict, documentation build"
-	@echo "make bench   time the loss, the memory step and the sampler against their yardsticks (half an hour)"
-	@echo "make docs    build the documentation into site/"
-	@echo "make clean   remove .venv, caches and site/ (not runs/)"
+	@echo "make demo       train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
+	@echo "make test       run all tests"
+	@echo "make test-fast  run the library's own tests; installs torch, numpy, pytest and hypothesis only"
+	@echo "make check      ruff, mypy --strict, documentation build"
+	@echo "make bench      time the loss, the memory step and the sampler against their yardsticks (half an hour)"
+	@echo "make docs       build the documentation into site/"
+	@echo "make clean      remove .venv, caches and site/ (not runs/)"
 
 demo: $(VENV)/erc.installed
 	$(BIN)/python examples/erc_meld.py --or-practice --output runs/demo $(DEMO_ARGS)
