@@ -245,6 +245,14 @@ class TestPrediction:
         criterion.memory.update(embeddings[:1], labels[:1])
         assert (criterion.predict(embeddings) == labels[0]).all()
 
+    def test_a_compiled_graph_asserts_that_there_is_a_class(self):
+        criterion, (embeddings, labels) = module(), batch(9)
+        compiled = torch.compile(criterion.predict, backend="aot_eager", fullgraph=True)
+        with pytest.raises(RuntimeError, match="empty"):
+            compiled(embeddings)
+        criterion.memory.update(embeddings, labels)
+        assert torch.equal(compiled(embeddings), criterion.predict(embeddings))
+
     @pytest.mark.parametrize("options", [{"similarity": "dot"}, {"temperature": 0.0}])
     def test_options_are_checked(self, options):
         criterion = trained()
@@ -320,7 +328,7 @@ class TestState:
             group = torch.distributed.new_group([0])
             criterion = trained(process_group=group, gather_distributed=True)
             model = copy.deepcopy(torch.nn.Sequential(torch.nn.Linear(D, D), criterion))
-            assert model[1].process_group is group
+            assert model[1].process_group is copy.copy(criterion).process_group is group
             assert_same_state(model[1], criterion)
             assert model[1].memory.queue.data_ptr() != criterion.memory.queue.data_ptr()
             for save, load in (

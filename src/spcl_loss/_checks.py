@@ -67,6 +67,9 @@ def check_embeddings(embeddings: Tensor, embedding_dim: int | None) -> None:
 def check_any_class(exists: Tensor) -> None:
     """At least one class has a centroid."""
     message = "the memory must hold a class to compare with; received an empty one. Fill it with update or initialize"
+    if torch.compiler.is_compiling():
+        torch._assert_async(exists.any(), message)
+        return
     if _has_no_values(exists):
         return
     if exists.device.type != "cpu":

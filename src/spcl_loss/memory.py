@@ -130,7 +130,7 @@ class PrototypeMemory(Restorable):
         C, _, D = self.queue.shape
         sums = rows.new_zeros(C + 1, D, dtype=computed_dtype(rows))
         sizes = sums.new_zeros(C + 1)
-        # Rows of class C are those that never enter; what they hold must not be summed, as it may be NaN.
+        # Rows that never enter have class C. They must not be summed, since they may hold NaN.
         rows = rows.to(sums.dtype).masked_fill(classes[:, None] == C, 0)
         sums.index_add_(0, classes, rows)
         sizes.index_add_(0, classes, torch.ones_like(rows[:, 0]))
@@ -147,9 +147,9 @@ class PrototypeMemory(Restorable):
 
     @torch.no_grad()
     def _end_step(self, embeddings: Tensor, labels: Tensor) -> None:
-        """The draw counter moves on and the batch enters; where a row is not finite, the step never happened.
+        """Moves the draw counter on and enqueues the batch. If a row is not finite, nothing changes.
 
-        Such a step has a NaN loss, and gradient scalers skip it. Ranks that share a batch decide alike.
+        The loss of such a step is NaN, and gradient scalers skip it. Ranks that share a batch decide alike.
         """
         labels = labels.long()
         finite = embeddings.abs().amax(1).isfinite()
@@ -159,7 +159,7 @@ class PrototypeMemory(Restorable):
 
     @torch.no_grad()
     def _enqueue(self, embeddings: Tensor, labels: Tensor) -> None:
-        """`update` without its checks. Shapes do not depend on the data; two writes to one slot write the same."""
+        """`update` without its checks. Shapes do not depend on the data. Two writes to one slot write the same row."""
         if embeddings.shape[0] == 0:
             return
         rows, classes = self._admit(embeddings, labels)
@@ -170,7 +170,7 @@ class PrototypeMemory(Restorable):
         # Of the rows of a class that fall on one slot the last one writes, for all of them.
         last = ends[classes] - 1
         source = last - (last - torch.arange(rows.shape[0], device=rows.device)) % M
-        # A row that stays out repeats the write of the last one that enters; where none does, nothing may change.
+        # A row that stays out repeats the write of the last one that enters. If none enters, nothing may change.
         last_entering = ends[C - 1] - 1
         source = torch.minimum(source, last_entering).clamp_min(0)
         classes = classes[source].clamp_max(C - 1)
@@ -187,8 +187,11 @@ class PrototypeMemory(Restorable):
             advance: whether the draw counter moves on. False changes no state: the next draw is this one again.
 
         Returns:
-            (C, D) prototypes, not normalised, and (C,) bool, which of them exist. With fewer than `support_size`
-            entries a class has its fallback centre, without that the mean of what is there.
+            (C, D) prototypes, not normalised, and (C,) bool, which of them exist. A class with fewer than
+            `support_size` entries has its fallback centre or, if none was set, the mean of its entries.
+
+        Raises:
+            ValueError: `support_size` was set to a value that does not fit.
         """
         M, K = self.queue.shape[1], self.support_size
         self._check_support_size(M)
@@ -198,7 +201,7 @@ class PrototypeMemory(Restorable):
         support = keys.topk(K, largest=False, sorted=False).indices
         if advance:
             self.draws.add_(1)
-        # Free slots hold zeros: where they fill up a support set they add nothing to its sum.
+        # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
         means = (self._sums(support) / counts.clamp(1, K)).to(self.queue.dtype)
         falls_back = (counts < K) & (self.has_fallback > 0)[:, None]
         return torch.where(falls_back, self.fallback, means), self._exist()
@@ -214,7 +217,7 @@ class PrototypeMemory(Restorable):
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
-        """Means of whole queues, the fallback centre where a queue is empty: (C, D), and (C,) bool, which exist."""
+        """(C, D) means of whole queues, or the fallback centre of an empty one, and (C,) bool, which of them exist."""
         counts = self.counts[:, None]
         means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts.clamp_min(1)  # free slots are zero
         return torch.where(counts > 0, means.to(self.queue.dtype), self.fallback), self._exist()

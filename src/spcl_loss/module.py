@@ -245,6 +245,11 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             _check_spelling(name)
         super().__setattr__(name, value)
 
+    def __copy__(self) -> SupervisedPrototypicalContrastiveLoss:
+        copied = self.__class__.__new__(self.__class__)
+        copied.__dict__.update(self.__dict__)
+        return copied
+
     def __deepcopy__(self, memo: dict[int, Any]) -> SupervisedPrototypicalContrastiveLoss:
         memo[id(self.process_group)] = self.process_group  # a live handle: the copy uses the same group
         copied = self.__class__.__new__(self.__class__)
