@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint
+from torch._subclasses import FakeTensorMode
 
 from spcl_loss import PrototypeMemory, SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
+from spcl_loss._checks import check_any_class
 from support import oracle
 
 C, D = 4, 6
@@ -525,3 +527,14 @@ def test_the_options_serve_the_function_and_can_be_scheduled():
     )
     assert torch.equal(with_options, expected)
     assert torch.equal(criterion(embeddings, labels), expected)
+
+
+def test_a_gpu_is_not_waited_for(monkeypatch):
+    """Looking at a value of a fake tensor raises, as it would wait on a GPU."""
+    asserted = []
+    monkeypatch.setattr(torch, "_assert_async", lambda condition, message: asserted.append((condition.device, message)))
+    with FakeTensorMode():
+        check_any_class(torch.zeros(3, dtype=torch.bool, device="cuda:0"))
+    ((device, message),) = asserted
+    assert device == torch.device("cuda:0")
+    assert "empty" in message
