@@ -22,8 +22,8 @@ from triton.runtime.jit import JITFunction
 from spcl_loss._similarity.contrast import Contrast, Upstream
 from spcl_loss._similarity.kernels import config, dispatch
 
-# No multiple of 16, for which Triton makes kernels of their own.
-WIDTH = 1000
+# For widths that are no multiple of 16 Triton makes kernels of their own.
+WIDTHS = 1000, 1024
 
 
 def compile_only(capability: int, compiled: dict[tuple[str, ...], Any]) -> None:
@@ -44,10 +44,10 @@ def compile_only(capability: int, compiled: dict[tuple[str, ...], Any]) -> None:
     JITFunction.run = compile_kernel
 
 
-def run_every_path(dtype: torch.dtype) -> None:
+def run_every_path(width: int, dtype: torch.dtype) -> None:
     config.SORTED_ROWS = 0
     for num_rows, scale in itertools.product((config.SMALL_ROWS, 600), (10.0, 100.0)):
-        rows, labels = torch.randn(num_rows, WIDTH), torch.randint(5, (num_rows,))
+        rows, labels = torch.randn(num_rows, width), torch.randint(5, (num_rows,))
         contrast = Contrast(labels, None, scale, 90, 95, True, dtype)
         found = dispatch.statistics(rows, contrast)
         dispatch.gradient(rows, contrast, Upstream(*found[:2], torch.randn(3, 90)))
@@ -74,27 +74,34 @@ def products_in_32_bits(ttir: str) -> list[str]:
     return [f"{a} * {b}" for a, b in products if a not in constant and b not in constant]
 
 
+def described(kernel: Any) -> dict[str, Any]:
+    ttir, ptx = kernel.asm["ttir"], kernel.asm["ptx"]
+    return {
+        "spilled": spilled(kernel.asm["cubin"]),
+        "shared": kernel.metadata.shared,
+        "products_in_32_bits": products_in_32_bits(ttir),
+        "products_in_64_bits": len(re.findall(r"arith\.muli.* : .*i64", ttir)),
+        "atomics": re.findall(r"\b(?:tt\.atomic\w+|atom\.\S+|red\.\S+)", ttir + ptx),
+        "tensor_cores": sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|\bmma\.sync", ptx))),
+        "copies": sorted(set(re.findall(r"cp\.async\.bulk\.tensor|cp\.async\.c[ag]\.shared\.global", ptx))),
+    }
+
+
 def main(architecture: str) -> None:
     compiled: dict[tuple[str, ...], Any] = {}
     compile_only(int(architecture.removeprefix("sm_")), compiled)
     config.architecture = lambda device: architecture
-    run_every_path(torch.float16)
-    for setting in ("highest", "high"):
-        torch.set_float32_matmul_precision(setting)
-        run_every_path(torch.float32)
-    lines = [
-        {
-            "kernel": name,
-            "precision": precision,
-            "spilled": spilled(kernel.asm["cubin"]),
-            "shared": kernel.metadata.shared,
-            "products_in_32_bits": products_in_32_bits(kernel.asm["ttir"]),
-            "products_in_64_bits": len(re.findall(r"arith\.muli.* : .*i64", kernel.asm["ttir"])),
-            "atomics": re.findall(r"\b(?:tt\.atomic\w+|atom\.\S+|red\.\S+)", kernel.asm["ttir"] + kernel.asm["ptx"]),
-            "tensor_cores": bool(re.search(r"mma\b", kernel.asm["ptx"])),
-        }
-        for (name, precision, _), kernel in compiled.items()
-    ]
+    lines = []
+    for width in WIDTHS:
+        compiled.clear()
+        run_every_path(width, torch.float16)
+        for setting in ("highest", "high"):
+            torch.set_float32_matmul_precision(setting)
+            run_every_path(width, torch.float32)
+        lines += [
+            {"kernel": name, "precision": precision, "width": width, **described(kernel)}
+            for (name, precision, _), kernel in compiled.items()
+        ]
     print(json.dumps(lines))
 
 

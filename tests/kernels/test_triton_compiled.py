@@ -62,4 +62,19 @@ def test_float32_products_obey_the_matmul_precision(compiled):
     """TF32 is of the tensor cores, full float32 is not."""
     for kernel in compiled[1]:
         if kernel["precision"]:
-            assert kernel["tensor_cores"] == (kernel["precision"] == "tf32"), kernel
+            assert bool(kernel["tensor_cores"]) == (kernel["precision"] == "tf32"), kernel
+
+
+def test_large_products_use_the_widest_instructions_and_asynchronous_copies(compiled):
+    """Whole vectors are copied beside the products where rows are multiples of 16 wide."""
+    architecture, kernels = compiled
+    product, copy = {
+        "sm_80": ("mma.sync", "cp.async.cg.shared.global"),
+        "sm_90": ("wgmma.mma_async", "cp.async.bulk.tensor"),
+        "sm_100": ("tcgen05.mma", "cp.async.bulk.tensor"),
+    }[architecture]
+    large = [kernel for kernel in kernels if kernel["kernel"] in ("statistics_of_tiles", "h_of_tiles")]
+    large = [kernel for kernel in large if kernel["width"] % 16 == 0 and kernel["precision"] != "ieee"]
+    assert {kernel["kernel"] for kernel in large} == {"statistics_of_tiles", "h_of_tiles"}
+    for kernel in large:
+        assert product in kernel["tensor_cores"] and copy in kernel["copies"], kernel
