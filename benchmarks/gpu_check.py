@@ -146,8 +146,8 @@ def verdicts(found: list[Tensor], expected: list[Tensor], allowed: dict[str, flo
     for what, gradient, exact in zip(("gradient", "prototypes' gradient"), found[1:], expected[1:], strict=False):
         difference = gradient.double() - exact
         yield verdict(what, difference.norm() / exact.norm(), allowed["whole"])
-        # One wrong tile of many would drown in the sum over all rows. A row's error is measured against its own gradient,
-        # or against the typical one where its own cancels.
+        # One wrong tile of many would drown in the sum over all rows. A row errs in proportion to its own
+        # gradient, or to the typical one where its own cancels.
         own = exact.norm(dim=1)
         worst = (difference.norm(dim=1) / (own + own.square().mean().sqrt())).max()
         yield verdict(f"{what}, worst row", worst, allowed["worst"])
