@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import re
@@ -62,6 +63,21 @@ def test_the_quickstart_is_the_first_block_of_the_readme() -> None:
 def test_every_public_name_has_an_api_entry() -> None:
     documented = re.findall(r"^::: spcl_loss\.(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(documented) == sorted(name for name in spcl_loss.__all__ if name != "__version__")
+
+
+def test_the_table_of_methods_is_the_librarys() -> None:
+    text = (ROOT / "docs/maths.md").read_text(encoding="utf-8")
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in re.search(r"^\| method \|.*?(?=\n\n)", text, re.DOTALL | re.MULTILINE)[0].splitlines()
+    )
+    names = [name.strip("`") for name in head[1:-1]]
+    table = {}
+    for row in rows:
+        values = [ast.literal_eval(re.match("`(.*?)`", cell)[1]) for cell in row[1:-1]]
+        table[re.match(r"\w+", row[0])[0].lower()] = dict(zip(names, values, strict=True))
+    defaults = {"easy_threshold": None, "prototype_anchors": False}
+    assert table == {method: defaults | options for method, options in spcl_loss.METHODS.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
