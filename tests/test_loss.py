@@ -197,6 +197,21 @@ class TestRows:
         embeddings[3, 0] = poison
         assert spcl(embeddings, labels, prototypes, **options, impl=impl, reduction=reduction).isnan()
 
+    @METHODS
+    def test_further_candidates(self, impl, options):
+        """Also without prototypes, and with a NaN in a row that is ignored."""
+        embeddings, labels, prototypes = batch(N=13)
+        candidates, candidate_labels = batch(N=9, seed=1)[:2]
+        candidates[4], candidate_labels[4] = torch.nan, -100
+        options = options | {"candidates": candidates, "candidate_labels": candidate_labels, "temperature": 0.2}
+        for rows in (prototypes, None):
+            if rows is None:
+                options["prototype_anchors"] = False
+            expected = oracle.value_and_gradients(oracle.loss, embeddings, labels, rows, **options)
+            ours = oracle.value_and_gradients(spcl, embeddings, labels, rows, **options, impl=impl)
+            for a, b in zip(ours, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
     def test_masked_prototypes_are_no_candidates(self):
         embeddings, labels, prototypes = batch()
         none = torch.zeros(4, dtype=torch.bool)
@@ -391,6 +406,32 @@ BAD_INPUT = {
     "easy threshold NaN": (ValueError, "easy_threshold", "nan", {"easy_threshold": float("nan")}),
     "ignore_index no int": (TypeError, "ignore_index", "str", {"ignore_index": "-100"}),
     "no width": (ValueError, "at least 1", "0", {"embeddings": X[:, :0], "prototypes": P[:, :0]}),
+    "candidates without labels": (ValueError, "candidate_labels=None", "belong together", {"candidates": P}),
+    "candidate labels alone": (ValueError, "candidates=None", "belong together", {"candidate_labels": Y}),
+    "candidates of another width": (
+        ValueError,
+        "(M, 3)",
+        "(2, 5)",
+        {"candidates": drawn(2, 5), "candidate_labels": Y[:2]},
+    ),
+    "candidate labels of another length": (
+        ValueError,
+        "candidate_labels must have shape (2,)",
+        "(4,)",
+        {"candidates": P, "candidate_labels": Y},
+    ),
+    "candidate label too large": (
+        ValueError,
+        "candidate_labels must be classes from 0 on below 2",
+        "5",
+        {"candidates": P, "candidate_labels": torch.tensor([0, 5])},
+    ),
+    "candidates on another device": (
+        ValueError,
+        "cpu",
+        "meta",
+        {"candidates": P.to("meta"), "candidate_labels": Y[:2]},
+    ),
     "unknown similarity": (ValueError, "shifted_cosine", "euclidean", {"similarity": "euclidean"}),
     "unknown positives": (ValueError, "outside", "both", {"positives": "both"}),
     "unknown contrast": (ValueError, "class_balanced", "some", {"contrast": "some"}),

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spcl_loss import SupervisedPrototypicalContrastiveLoss, _numerics
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Contrast, operator, strips
+from spcl_loss._similarity import Contrast, dense, operator, strips
 from spcl_loss._similarity.contrast import Upstream
 
 IMPLS = ["dense", "strips"]
@@ -35,11 +35,11 @@ def test_opcheck(scale, with_sum, weighted):
     rows = torch.nn.functional.normalize(embeddings.detach()).requires_grad_()
     log_weights = -torch.rand(11, dtype=torch.float64) if weighted else None
     arguments = (rows, labels, log_weights, scale, 8, 9, with_sum, torch.float64, "strips")
-    torch.library.opcheck(operator._statistics, arguments)
-    negative, positive, _ = operator._statistics(*arguments)
+    torch.library.opcheck(operator._statistics_op, arguments)
+    negative, positive, _ = operator._statistics_op(*arguments)
     grads = torch.rand(3, 8, dtype=torch.float64)
     statistics = negative.detach(), positive.detach(), grads
-    torch.library.opcheck(operator._gradient, (rows.detach(), *arguments[1:8], *statistics, "strips"))
+    torch.library.opcheck(operator._gradient_op, (rows.detach(), *arguments[1:8], *statistics, "strips"))
 
 
 @pytest.mark.parametrize("scale", [5.0, 100.0])
@@ -51,7 +51,7 @@ def test_each_half_stands_alone(monkeypatch, tile_bytes, scale):
     labels[[3, 17]] = -1
     rows = torch.nn.functional.normalize(embeddings).detach().requires_grad_()
     contrast = Contrast(labels, None, scale, 23, 29, True, torch.float64)
-    exact = operator.contrast_statistics(rows, contrast, "dense")
+    exact = dense.statistics(rows, contrast)
     grads = torch.rand(3, 23, dtype=torch.float64) * (labels[:23] >= 0)
     (expected,) = torch.autograd.grad((torch.stack(exact) * grads).sum(), rows)
     rows = rows.detach()

@@ -17,7 +17,7 @@ EACL = {"similarity": "shifted_cosine", "positives": "inside", "contrast": "all"
 
 @st.composite
 def problems(draw, with_prototypes=None):
-    """(embeddings, labels, prototypes, options) of one call: ragged sizes, ignored rows, absent classes."""
+    """(embeddings, labels, prototypes, options) of one call: ragged sizes, ignored rows, absent classes, candidates."""
     N, C, D = draw(st.integers(0, 9)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     embeddings = torch.randn(N, D, generator=generator, dtype=torch.float64)
@@ -32,6 +32,11 @@ def problems(draw, with_prototypes=None):
         "sample_weight": draw(st.none() | st.just(torch.rand(N, generator=generator) + 0.1)),
         "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
     }
+    if draw(st.booleans()):
+        M = draw(st.integers(0, 5))
+        options["candidates"] = torch.randn(M, D, generator=generator, dtype=torch.float64)
+        classes = draw(st.lists(st.sampled_from([*range(C), -100]), min_size=M, max_size=M))
+        options["candidate_labels"] = torch.tensor(classes, dtype=torch.long)
     if not (draw(st.booleans()) if with_prototypes is None else with_prototypes):
         return embeddings, labels, None, options
     options["prototype_anchors"] = draw(st.booleans())
@@ -68,7 +73,7 @@ def test_agrees_with_the_oracle(impl, problem):
 
 
 @given(problem=problems(with_prototypes=True))
-def test_prototypes_without_a_gradient_change_no_number(impl, problem):
+def test_prototypes_and_candidates_without_a_gradient_change_no_number(impl, problem):
     embeddings, labels, prototypes, options = problem
     expected = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, impl=impl)
 
@@ -76,6 +81,29 @@ def test_prototypes_without_a_gradient_change_no_number(impl, problem):
         return spcl(embeddings, labels, prototypes, **options, impl=impl)
 
     assert_agree(oracle.value_and_gradients(with_constants, embeddings, labels), expected[:2], tolerance=1e-12)
+
+    def with_constant_candidates(embeddings, labels, prototypes):
+        return spcl(embeddings, labels, prototypes, **options, impl=impl)
+
+    ours = oracle.value_and_gradients(with_constant_candidates, embeddings, labels, prototypes)
+    assert_agree(ours, expected[:3], tolerance=1e-12)
+
+
+@given(problem=problems(with_prototypes=True))
+def test_prototypes_are_candidates_with_the_numbers_of_the_classes(impl, problem):
+    assume_no_anchor_at_the_threshold(problem)
+    embeddings, labels, prototypes, options = problem
+    mask = options.pop("prototype_mask")
+    options |= {"prototype_anchors": False, "impl": impl}
+    expected = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, prototype_mask=mask, **options)
+    classes = torch.arange(len(prototypes))
+    classes = classes if mask is None else torch.where(mask, classes, -100)
+    if "candidates" in options:
+        prototypes = torch.cat([prototypes, options["candidates"]])
+        classes = torch.cat([classes, options["candidate_labels"]])
+        expected[2:] = [torch.cat(expected[2:])]
+    options |= {"candidates": prototypes, "candidate_labels": classes}
+    assert_agree(oracle.value_and_gradients(spcl, embeddings, labels, **options), expected)
 
 
 @pytest.mark.parametrize("N", [1, 2, 33, 65])
@@ -111,7 +139,7 @@ def test_scaling_rows_changes_no_loss_and_divides_their_gradients(impl, problem,
     e, p = scale.split([len(embeddings), len(prototypes)])
     expected = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, impl=impl)
     scaled = oracle.value_and_gradients(spcl, embeddings * e, labels, prototypes * p, **options, impl=impl)
-    assert_agree([scaled[0], scaled[1] * e, scaled[2] * p], expected)
+    assert_agree([scaled[0], scaled[1] * e, scaled[2] * p, *scaled[3:]], expected)
 
 
 @given(problem=problems(with_prototypes=True), data=st.data())
@@ -121,15 +149,19 @@ def test_renaming_the_classes_changes_nothing(impl, problem, data):
     C = len(prototypes)
     new_name = torch.tensor(data.draw(st.permutations(range(C))))
     old_name = new_name.argsort()
-    renamed = torch.where(labels == -100, -100, new_name[labels.clamp(min=0)])
     options |= {"reduction": "sum", "impl": impl}
+
+    def renamed(labels):
+        return torch.where(labels == -100, -100, new_name[labels.clamp(min=0)])
+
     per_class = ("class_weights", "prototype_mask")
     moved = {k: v[old_name] if k in per_class and v is not None else v for k, v in options.items()}
-    value, gradient, prototype_gradient = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
-    assert_agree(
-        oracle.value_and_gradients(spcl, embeddings, renamed, prototypes[old_name], **moved),
-        [value, gradient, prototype_gradient[old_name]],
-    )
+    if "candidates" in options:
+        moved["candidate_labels"] = renamed(options["candidate_labels"])
+    expected = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options)
+    expected[2] = expected[2][old_name]
+    ours = oracle.value_and_gradients(spcl, embeddings, renamed(labels), prototypes[old_name], **moved)
+    assert_agree(ours, expected)
 
 
 @given(problem=problems())

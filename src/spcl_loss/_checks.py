@@ -110,8 +110,8 @@ def _shape_remedy(name: str, received: tuple[int, ...], dimensions: int) -> str:
     """What turns a tensor of the received shape into one of so many dimensions, for the mistakes that are common."""
     if len(received) == dimensions + 1 and received[-1] == 1:
         return f"Drop the last dimension with {name}.squeeze(-1)"
-    if name == "labels" and len(received) == 2:
-        return "Turn one-hot labels into classes with labels.argmax(1)"
+    if name.endswith("labels") and len(received) == 2:
+        return f"Turn one-hot labels into classes with {name}.argmax(1)"
     if dimensions == 2 and len(received) == 3:
         views = received[1]
         return (
@@ -146,18 +146,23 @@ def check_device(name: str, tensor: Tensor, reference: str, device: torch.device
 
 
 def check_labels(
-    labels: Tensor, rows: int, device: torch.device, num_classes: int | None, ignore_index: int | None
+    labels: Tensor,
+    rows: int,
+    device: torch.device,
+    num_classes: int | None,
+    ignore_index: int | None,
+    name: str = "labels",
 ) -> None:
     """Integer labels, one a row, each a class of [0, num_classes) or `ignore_index`."""
     if isinstance(labels, Tensor):  # the shape first: one-hot labels are often floating
-        check_shape("labels", labels, (rows,))
-    check_integers("labels", labels)
-    check_device("labels", labels, "embeddings", device)
+        check_shape(name, labels, (rows,))
+    check_integers(name, labels)
+    check_device(name, labels, "embeddings", device)
     if rows == 0 or _has_no_values(labels):
         return
     upper = "" if num_classes is None else f" below {num_classes}"
     ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
-    message = f"labels must be classes from 0 on{upper}{ignored}"
+    message = f"{name} must be classes from 0 on{upper}{ignored}"
     if device.type == "cpu":
         _check_label_values(labels, num_classes, ignore_index, message)
     else:

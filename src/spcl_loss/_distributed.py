@@ -33,39 +33,42 @@ class Ranks(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows that are compared with one another: those of this process, or, with `ranks`, those of all."""
+    """What the loss of a batch is computed from. With `ranks` the rows are those of all of them, in rank order."""
 
     embeddings: Tensor  # (N, D)
     labels: Tensor  # (N,)
+    prototypes: Tensor | None  # (C, D)
+    prototype_mask: Tensor | None  # (C,)
+    candidates: Tensor | None  # (M, D)
+    candidate_labels: Tensor | None  # (M,)
+    class_weights: Tensor | None  # (C,)
     sample_weight: Tensor | None  # (N,)
-    own_embeddings: Tensor  # (n, D), the rows of this rank
     ranks: Ranks | None = None
 
 
-def gather_batch(
-    embeddings: Tensor,
-    labels: Tensor,
-    sample_weight: Tensor | None,
-    group: dist.ProcessGroup | None,
-    settings: Mapping[str, object],
-) -> Batch:
+def gather_batch(own: Batch, group: dist.ProcessGroup | None, settings: Mapping[str, object]) -> Batch:
     """The batch of all ranks; `settings` are what has to be the same on each of them.
 
     No gradient is sent. Every rank computes the same loss of the same batch, and the complete gradient of its own rows
     times the number of ranks, by which DDP divides when it averages.
     """
-    size = world_size(group)
-    tensors = {
-        "width of embeddings": embeddings.shape[1],
-        "dtype of embeddings": embeddings.dtype,
-        "dtype of sample_weight": None if sample_weight is None else sample_weight.dtype,
+    agreed = {
+        "width of embeddings": own.embeddings.shape[1],
+        "dtype of embeddings": own.embeddings.dtype,
+        "dtype of sample_weight": None if own.sample_weight is None else own.sample_weight.dtype,
+        **settings,
     }
-    counts = _agree(embeddings, size, group, {**tensors, **settings})
-    ranks = Ranks(counts, dist.get_rank(group), group)
-    if sample_weight is not None:
-        sample_weight = _with_own_gradient(ranks, sample_weight)
-    all_embeddings = _with_own_gradient(ranks, embeddings)
-    return Batch(all_embeddings, ranks.gather(labels.long()), sample_weight, embeddings, ranks)
+    for name, tensor in (("prototypes", own.prototypes), ("candidates", own.candidates)):
+        agreed[f"shape of {name}"] = None if tensor is None else tuple(tensor.shape)
+        agreed[f"requires_grad of {name}"] = tensor is not None and tensor.requires_grad
+    ranks = Ranks(_agree(own.embeddings, world_size(group), group, agreed), dist.get_rank(group), group)
+    sample_weight = own.sample_weight
+    return own._replace(
+        embeddings=_with_own_gradient(ranks, own.embeddings),
+        labels=ranks.gather(own.labels.long()),
+        sample_weight=None if sample_weight is None else _with_own_gradient(ranks, sample_weight),
+        ranks=ranks,
+    )
 
 
 def gather_rows(tensor: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
@@ -149,7 +152,7 @@ def _with_own_gradient(ranks: Ranks, own: Tensor) -> Tensor:
 
 
 class _OwnGradient(torch.autograd.Function):
-    """The gathered rows, with this rank's as their source: the others are constants here, and differentiated there."""
+    """The gathered rows. Sends gradients to this rank's rows only; the other ranks handle theirs."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, gathered: Tensor, ranks: Ranks) -> Tensor:

@@ -1,10 +1,54 @@
-"""The published methods, as settings of the loss: the only such table."""
+"""The settings of the loss: their types, their checks, and the published methods as settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch.distributed as dist
+
+from spcl_loss._checks import check_choice, check_int, check_number
+
+Similarity = Literal["shifted_cosine", "cosine"]
+Positives = Literal["inside", "outside"]
+ContrastKind = Literal["all", "negatives", "class_balanced"]
+Reduction = Literal["mean", "sum", "none"]
+Impl = Literal["auto", "dense", "strips", "triton"]
+
+_CHOICES = {
+    "similarity": get_args(Similarity),
+    "positives": get_args(Positives),
+    "contrast": get_args(ContrastKind),
+    "reduction": get_args(Reduction),
+    "impl": get_args(Impl),
+}
+
+
+class Options(NamedTuple):
+    """The settings of the loss that are not tensors: see `supervised_prototypical_contrastive_loss`."""
+
+    temperature: float
+    similarity: Similarity
+    positives: Positives
+    contrast: ContrastKind
+    easy_threshold: float | None
+    prototype_anchors: bool
+    ignore_index: int
+    reduction: Reduction
+    process_group: dist.ProcessGroup | None
+    gather_distributed: bool
+    impl: Impl
+
+    def check(self) -> None:
+        """Raises where an option has a value that it cannot have."""
+        check_number("temperature", self.temperature, minimum=0)
+        if self.easy_threshold is not None:
+            check_number("easy_threshold", self.easy_threshold)
+        check_int("ignore_index", self.ignore_index)
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Song et al. 2022. The authors' code adds easy_threshold=0.3, the paper does not.

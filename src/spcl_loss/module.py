@@ -13,10 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spcl_loss._checks import check_any_class, check_embeddings, check_floating, check_outside_backward
+from spcl_loss._distributed import Batch
 from spcl_loss._numerics import computed_dtype, full_precision, matmul, unit_rows
 from spcl_loss._state import Restorable
-from spcl_loss.loss import ContrastKind, Impl, Options, Positives, Reduction, Similarity, checked_batch, loss_of_batch
+from spcl_loss.loss import checked_batch, loss_of_batch
 from spcl_loss.memory import PrototypeMemory
+from spcl_loss.methods import ContrastKind, Impl, Options, Positives, Reduction, Similarity
 
 
 class SupervisedPrototypicalContrastiveLoss(Restorable):
@@ -163,11 +165,11 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         exists = None
         if prototypes is None:
             prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
-        weights, options = self.class_weights, self._options()
+        options = self._options()
+        batch = Batch(embeddings, labels, prototypes, exists, None, None, self.class_weights, sample_weight)
         # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
-        width = self.memory.embedding_dim
-        batch = checked_batch(embeddings, labels, prototypes, exists, weights, sample_weight, options, width)
-        loss = loss_of_batch(batch, prototypes, exists, weights, options)
+        batch = checked_batch(batch, options, self.memory.embedding_dim)
+        loss = loss_of_batch(batch, options)
         if update_memory:
             self.memory._end_step(batch.embeddings, batch.labels)
         return loss

@@ -21,6 +21,8 @@ def anchor_losses(
     labels: Tensor,
     prototypes: Tensor | None = None,
     *,
+    candidates: Tensor | None = None,
+    candidate_labels: Tensor | None = None,
     temperature: float = 0.05,
     similarity: str = "shifted_cosine",
     positives: str = "inside",
@@ -36,11 +38,13 @@ def anchor_losses(
     for c in range(0 if prototypes is None else len(prototypes)):
         if prototype_mask is None or prototype_mask[c]:
             vectors[N + c], classes[N + c] = unit(prototypes[c]), c
+    anchors = [i for i in vectors if i < N or prototype_anchors]
+    for m in range(0 if candidates is None else len(candidates)):
+        if candidate_labels[m] != ignore_index:
+            vectors["candidate", m], classes["candidate", m] = unit(candidates[m]), int(candidate_labels[m])
 
     losses = {}
-    for i in vectors:
-        if i >= N and not prototype_anchors:
-            continue
+    for i in anchors:
         scores = {}
         for j in vectors:
             if j != i:
@@ -94,9 +98,13 @@ def loss(
 def value_and_gradients(
     function: Callable[..., Tensor], embeddings: Tensor, labels: Tensor, prototypes: Tensor | None = None, **options
 ) -> list[Tensor]:
-    """[loss, gradient of the embeddings, gradient of the prototypes if any] of any loss function."""
+    """[loss, gradients of the embeddings, of the prototypes if any, of the candidates if any] of any loss function."""
     leaves = [leaf.detach().clone().requires_grad_() for leaf in (embeddings, prototypes) if leaf is not None]
-    value = function(leaves[0], labels, *leaves[1:], **options)
+    arguments = list(leaves)
+    if options.get("candidates") is not None:
+        leaves.append(options["candidates"].detach().clone().requires_grad_())
+        options = options | {"candidates": leaves[-1]}
+    value = function(arguments[0], labels, *arguments[1:], **options)
     value.sum().backward()
     return [value.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
 

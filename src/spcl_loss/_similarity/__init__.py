@@ -1,9 +1,41 @@
 """Similarities of all pairs of rows, reduced to a few numbers a row."""
 
-from spcl_loss._similarity.contrast import Contrast, Statistics
-from spcl_loss._similarity.operator import contrast_statistics, uses_dense
-from spcl_loss._similarity.sharded import divide, sharded_statistics
+from __future__ import annotations
 
-__all__ = [
-    "Contrast", "Statistics", "contrast_statistics", "divide", "sharded_statistics", "uses_dense",
-]  # fmt: skip
+import torch
+from torch import Tensor
+
+from spcl_loss._distributed import Ranks
+from spcl_loss._similarity import dense
+from spcl_loss._similarity.contrast import Contrast, Statistics, unit_candidates
+from spcl_loss._similarity.operator import contrast_statistics, uses_dense
+from spcl_loss._similarity.sharded import statistics_of_all_ranks
+
+__all__ = ["Contrast", "Statistics", "compare"]
+
+
+def compare(rows: Tensor, contrast: Contrast, impl: str, ranks: Ranks | None = None) -> Statistics:
+    """Statistics of each anchor's scores s_ij = scale * cos(rows_i, rows_j), without keeping the scores.
+
+    Every row is a candidate of every other row.
+
+    Args:
+        rows: (R, D) float32 or float64, of any length. A row that is no candidate may hold anything.
+        contrast: what is compared and what is wanted. The statistics of an anchor that is no candidate mean nothing.
+        impl: "auto", "dense", "strips" or "triton"; decides how it is computed, never what.
+        ranks: the ranks that share these rows, each of which computes a part; None for one process.
+
+    Returns:
+        Three tensors (A,): the log-sum-exp of the weighted scores of the candidates with another label (negatives),
+        the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
+        latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
+    """
+    if uses_dense(impl, rows):
+        return dense.statistics(unit_candidates(rows, contrast.labels), contrast)
+    if torch._C._functorch.maybe_current_level() is not None:
+        raise NotImplementedError(
+            f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
+        )
+    if ranks is not None:
+        return statistics_of_all_ranks(rows, contrast, impl, ranks)
+    return contrast_statistics(unit_candidates(rows, contrast.labels), contrast, impl)

@@ -13,7 +13,7 @@ LOG_ZERO = -1e30
 
 
 def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
-    """See `spcl_loss._similarity.contrast_statistics`."""
+    """See `spcl_loss._similarity.compare`; the rows are of unit length."""
     labels, log_weights, num_anchors = contrast.labels, contrast.log_weights, contrast.num_anchors
     scores = matmul(rows[:num_anchors] * contrast.scale, rows.T)  # (A, R)
     same = labels[:num_anchors, None] == labels

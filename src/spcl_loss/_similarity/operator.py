@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spcl_loss._numerics import full_precision
-from spcl_loss._similarity import dense, strips
+from spcl_loss._similarity import strips
 from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
 from spcl_loss._similarity.kernels.config import unavailable_reason
 
@@ -22,27 +22,8 @@ _DENSE_ROWS = 128
 
 
 def contrast_statistics(rows: Tensor, contrast: Contrast, impl: str) -> Statistics:
-    """Per-anchor statistics of the scores s_ij = scale * <rows_i, rows_j>, without keeping the scores.
-
-    Every row is a candidate of every other row.
-
-    Args:
-        rows: (R, D) float32 or float64, of unit length.
-        contrast: what is compared and what is wanted. The statistics of an anchor that is no candidate mean nothing.
-        impl: "auto", "dense", "strips" or "triton"; decides how it is computed, never what.
-
-    Returns:
-        Three tensors (A,): the log-sum-exp of the weighted scores of the candidates with another label (negatives),
-        the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
-        latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
-    """
-    if uses_dense(impl, rows.shape[0], rows.device, rows.dtype):
-        return dense.statistics(rows, contrast)
-    if torch._C._functorch.maybe_current_level() is not None:
-        raise NotImplementedError(
-            f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
-        )
-    outputs: Statistics = _statistics(rows, *contrast, impl)
+    """See `spcl_loss._similarity.compare`; here all rows are of unit length, or zero, and `impl` is not "dense"."""
+    outputs: Statistics = _statistics_op(rows, *contrast, impl)
     return outputs
 
 
@@ -53,19 +34,19 @@ def contrast_gradient(rows: Tensor, contrast: Contrast, upstream: Upstream, impl
         rows: (R, D), as for `contrast_statistics`.
         contrast: as for `contrast_statistics`; `num_grads` may be more or less than the number of anchors.
         upstream: the statistics of all anchors and their gradients.
-        impl: as above, but not "dense", whose statistics differentiate themselves.
+        impl: as for `contrast_statistics`.
     """
-    gradient: Tensor = _gradient(rows, *contrast, *upstream, impl)
+    gradient: Tensor = _gradient_op(rows, *contrast, *upstream, impl)
     return gradient
 
 
-def uses_dense(impl: str, num_rows: int, device: torch.device, dtype: torch.dtype) -> bool:
+def uses_dense(impl: str, rows: Tensor) -> bool:
     """Whether the dense definition is taken: for few rows, and under torch.func's transforms."""
     if impl != "auto":
         return impl == "dense"
     if torch._C._functorch.maybe_current_level() is not None:
         return True
-    return num_rows <= _DENSE_ROWS and not _prefers_kernels(device, dtype)
+    return rows.shape[0] <= _DENSE_ROWS and not _prefers_kernels(rows.device, rows.dtype)
 
 
 def _prefers_kernels(device: torch.device, dtype: torch.dtype) -> bool:
@@ -86,7 +67,7 @@ def _backend(impl: str, rows: Tensor) -> Any:
 
 
 @torch.library.custom_op("spcl_loss::contrast_statistics", mutates_args=())
-def _statistics(
+def _statistics_op(
     rows: Tensor,
     labels: Tensor,
     log_weights: Tensor | None,
@@ -103,13 +84,13 @@ def _statistics(
     return outputs
 
 
-@_statistics.register_fake
+@_statistics_op.register_fake
 def _(rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, num_anchors: int, *_: Any) -> Any:
     return tuple(rows.new_empty(num_anchors) for _ in range(3))
 
 
 @torch.library.custom_op("spcl_loss::contrast_gradient", mutates_args=())
-def _gradient(
+def _gradient_op(
     rows: Tensor,
     labels: Tensor,
     log_weights: Tensor | None,
@@ -129,7 +110,7 @@ def _gradient(
     return gradient
 
 
-@_gradient.register_fake
+@_gradient_op.register_fake
 def _(
     rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, num_anchors: int, num_grads: int, *_: Any
 ) -> Tensor:
@@ -150,7 +131,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return grad, *(None,) * 8
 
 
-_statistics.register_autograd(_backward, setup_context=_setup)
+_statistics_op.register_autograd(_backward, setup_context=_setup)
 
 
 def _no_second_derivative(ctx: Any, grad: Tensor) -> None:
@@ -159,4 +140,4 @@ def _no_second_derivative(ctx: Any, grad: Tensor) -> None:
     )
 
 
-_gradient.register_autograd(_no_second_derivative)
+_gradient_op.register_autograd(_no_second_derivative)

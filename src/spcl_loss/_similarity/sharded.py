@@ -1,12 +1,11 @@
-"""The similarity operator with its work divided among ranks: each does the statistics and gradients of its own rows.
+"""The similarity operator over several ranks: each computes the statistics and gradients of a part of the rows.
 
-The candidates of all ranks have one order everywhere: batches in rank order, then the prototypes. Each rank looks at
-them with its own in front, because the operator's anchors, and the rows whose gradient is wanted, lead:
+All ranks know all candidates, in one order: the batches in rank order, then what all ranks share (prototypes, further
+candidates). Each rank computes its own batch and an equal part of the shared rows, as far as those are anchors or need
+a gradient. It puts its own rows in front, because the operator's anchors and gradients are those of the leading rows:
 
     forward    statistics of this rank's anchors against all candidates; then gathered, two or three numbers an anchor
     backward   gradient of this rank's rows, complete, from the statistics of all anchors and their gradients
-
-Prototypes that are anchors, or that want a gradient, are divided among the ranks like the rows of the batch.
 """
 
 from __future__ import annotations
@@ -19,90 +18,87 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from spcl_loss._distributed import Ranks, gather_rows
-from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
+from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream, unit_candidates
 from spcl_loss._similarity.operator import contrast_gradient, contrast_statistics
 
 
-class Shares(NamedTuple):
-    """Which of the candidates this rank answers for."""
+def statistics_of_all_ranks(rows: Tensor, contrast: Contrast, impl: str, ranks: Ranks) -> Statistics:
+    """`compare` for several ranks: the statistics of all anchors, the same to the bit on every rank.
 
-    ranks: Ranks
-    own: Tensor  # (n + c,) where this rank's rows and prototypes lie
-    own_prototypes: slice  # which of the prototypes those are
-    own_first: Tensor  # (R,) a permutation of all candidates
-    anchors: list[int]  # how many each rank answers for
-    restore: Tensor | None  # (A,) from anchors rank by rank to the common order, where that differs
-
-
-def divide(
-    ranks: Ranks, num_prototypes: int, device: torch.device, *, prototype_grads: bool, prototype_anchors: bool
-) -> Shares:
-    """Rows belong to the rank that they come from; prototypes, where they make work, are dealt out evenly."""
-    counts, size, rank = ranks.counts, len(ranks.counts), ranks.rank
-    divided = num_prototypes if prototype_grads or prototype_anchors else 0
-    rows = [0, *accumulate(counts)]
-    prototypes = [divided * k // size for k in range(size + 1)]
-    shares = [
-        torch.cat(
-            [
-                torch.arange(rows[k], rows[k + 1], device=device),
-                torch.arange(rows[-1] + prototypes[k], rows[-1] + prototypes[k + 1], device=device),
-            ]
-        )
-        for k in range(size)
-    ]
-    undivided = torch.arange(rows[-1] + divided, rows[-1] + num_prototypes, device=device)
-    return Shares(
-        ranks=ranks,
-        own=shares[rank],
-        own_prototypes=slice(prototypes[rank], prototypes[rank + 1]),
-        own_first=torch.cat([*shares[rank:], *shares[:rank], undivided]),
-        anchors=[share.shape[0] for share in shares] if prototype_anchors else counts,
-        restore=torch.cat(shares).argsort() if prototype_anchors else None,
-    )
-
-
-def sharded_statistics(own_rows: Tensor, rows: Tensor, contrast: Contrast, shares: Shares, impl: str) -> Statistics:
-    """`contrast_statistics` of all anchors, on every rank the same to the bit.
-
-    Args:
-        own_rows: (n + c, D) the rows that this rank answers for, once more: the gradient goes to them.
-        rows: (R, D) all candidates in their common order, as constants.
-        contrast: of all candidates in their common order. Its `num_anchors` and `num_grads` are not used.
-        shares: which rank answers for which rows.
-        impl: as for `contrast_statistics`.
+    The gradient that reaches `rows` is that of this rank's part, and zero elsewhere. Shared rows have it times the
+    number of ranks, because averaging divides by it; for the rows of the batch `gather_batch` sees to that.
     """
-    outputs: Statistics = _ShardedStatistics.apply(own_rows, rows, contrast, shares, impl)  # type: ignore[no-untyped-call]
+    part = _divide(ranks, contrast)
+    own_rows = torch.cat([rows[own] for own in part.own])
+    own_labels = torch.cat([contrast.labels[own] for own in part.own])
+    contrast = contrast._replace(
+        labels=contrast.labels[part.order],
+        log_weights=None if contrast.log_weights is None else contrast.log_weights[part.order],
+        num_anchors=part.anchors[ranks.rank],
+        num_grads=own_rows.shape[0],
+    )
+    with torch.no_grad():
+        rows = unit_candidates(rows[part.order], contrast.labels)
+    outputs: Statistics = _StatisticsOfAllRanks.apply(  # type: ignore[no-untyped-call]
+        unit_candidates(own_rows, own_labels), rows, contrast, part, ranks, impl
+    )
     return outputs
 
 
-class _ShardedStatistics(torch.autograd.Function):
+class _Part(NamedTuple):
+    """What this rank computes."""
+
+    own: list[slice]  # its rows, anchors first
+    order: Tensor  # (R,) a permutation of all candidates: this rank's rows, those of the others, the constants
+    anchors: list[int]  # how many anchors each rank has
+    restore: Tensor | None  # (A,) from anchors rank by rank to the common order; None where that is the same
+
+
+def _divide(ranks: Ranks, contrast: Contrast) -> _Part:
+    size = len(ranks.counts)
+    batches = [0, *accumulate(ranks.counts)]
+    # Shared rows: first those that are anchors, then those that only need a gradient.
+    anchors = _equal_parts(batches[-1], contrast.num_anchors, size)
+    others = _equal_parts(contrast.num_anchors, contrast.num_grads, size)
+    parts = [[slice(ends[k], ends[k + 1]) for ends in (batches, anchors, others)] for k in range(size)]
+    index = torch.arange(contrast.labels.shape[0], device=contrast.labels.device)
+    own_first = [*parts[ranks.rank :], *parts[: ranks.rank]]
+    of_anchors = [index[rows] for part in parts for rows in part[:2]]
+    return _Part(
+        own=parts[ranks.rank],
+        order=torch.cat([*(index[rows] for part in own_first for rows in part), index[contrast.num_grads :]]),
+        anchors=[sum(rows.stop - rows.start for rows in part[:2]) for part in parts],
+        restore=torch.cat(of_anchors).argsort() if contrast.num_anchors > batches[-1] else None,
+    )
+
+
+def _equal_parts(start: int, stop: int, size: int) -> list[int]:
+    return [start + (stop - start) * k // size for k in range(size + 1)]
+
+
+class _StatisticsOfAllRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own_rows: Tensor, rows: Tensor, contrast: Contrast, shares: Shares, impl: str) -> Statistics:
-        order = shares.own_first
-        rows = rows[order]
-        contrast = contrast._replace(
-            labels=contrast.labels[order],
-            log_weights=None if contrast.log_weights is None else contrast.log_weights[order],
-            num_anchors=shares.anchors[shares.ranks.rank],
-            num_grads=own_rows.shape[0],
-        )
+    def forward(
+        ctx: Any, own_rows: Tensor, rows: Tensor, contrast: Contrast, part: _Part, ranks: Ranks, impl: str
+    ) -> Statistics:
         of_own = contrast_statistics(rows, contrast, impl)
         sent = torch.stack(of_own if contrast.with_sum else of_own[:2], 1)
-        gathered = gather_rows(sent, shares.anchors, shares.ranks.group)
-        if shares.restore is not None:
-            gathered = gathered[shares.restore]
+        gathered = gather_rows(sent, part.anchors, ranks.group)
+        if part.restore is not None:
+            gathered = gathered[part.restore]
         negative, positive, *rest = gathered.unbind(1)
-        ctx.save_for_backward(rows, contrast.labels, contrast.log_weights, negative, positive, order)
-        ctx.settings, ctx.impl, ctx.ranks = contrast[2:], impl, len(shares.ranks.counts)
+        ctx.save_for_backward(rows, contrast.labels, contrast.log_weights, negative, positive, part.order)
+        ctx.settings, ctx.impl = contrast[2:], impl
+        ctx.batch, ctx.ranks = ranks.counts[ranks.rank], len(ranks.counts)
         return negative, positive, rest[0] if rest else torch.zeros_like(negative)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, labels, log_weights, negative, positive, order = ctx.saved_tensors
-        # Prototypes that are no anchors have no statistics: zeros stand for them, with gradients of zero.
+        # Rows that are no anchors have no statistics: zeros stand for them, with gradients of zero.
         others = (0, rows.shape[0] - negative.shape[0])
         negative, positive, *upstream = (pad(vector, others)[order] for vector in (negative, positive, *grads))
         contrast = Contrast(labels, log_weights, *ctx.settings)
         gradient = contrast_gradient(rows, contrast, Upstream(negative, positive, torch.stack(upstream)), ctx.impl)
-        return gradient * ctx.ranks, *(None,) * 4  # DDP divides by the number of ranks
+        gradient[ctx.batch :] *= ctx.ranks
+        return gradient, *(None,) * 5

@@ -29,7 +29,7 @@ _GPU_TILE_BYTES = 256 << 20
 
 
 def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
-    """The forward pass; see `spcl_loss._similarity.contrast_statistics`."""
+    """The forward pass; see `spcl_loss._similarity.compare`."""
     labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = contrast
     plain = scale <= PLAIN_SCALE
     log_weights = _log_weights(rows, labels, log_weights)
@@ -96,10 +96,10 @@ def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
             to_negatives = torch.stack([of_negative[i], weights[i]], 1) @ torch.stack([weights[j], of_negative[j]])
             h = torch.where(same, of_positive[i, None] + of_positive[j], to_negatives).mul_(scores.exp_())
         else:
-            to_negatives = of_negative[i, None] * _share(scores + log_weights[j], negative[i, None])
-            to_negatives += of_negative[j] * _share(scores + log_weights[i, None], negative[j])
-            to_positives = of_positive[i, None] * _share(scores, positive[i, None])
-            to_positives += of_positive[j] * _share(scores, positive[j])
+            to_negatives = of_negative[i, None] * _probability(scores + log_weights[j], negative[i, None])
+            to_negatives += of_negative[j] * _probability(scores + log_weights[i, None], negative[j])
+            to_positives = of_positive[i, None] * _probability(scores, positive[i, None])
+            to_positives += of_positive[j] * _probability(scores, positive[j])
             h = torch.where(same, to_positives, to_negatives)
         if with_sum:
             h += (of_sum[i, None] + of_sum[j]).masked_fill_(~same, 0)
@@ -141,6 +141,6 @@ def _add_logs(total: Tensor, where: slice, logs: Tensor) -> None:
     total[where] = torch.logaddexp(total[where], logs)
 
 
-def _share(scores: Tensor, log_sum: Tensor) -> Tensor:
-    """exp(scores - log_sum), at most 1 where the scores are part of the sum, and cut to that where they are not."""
+def _probability(scores: Tensor, log_sum: Tensor) -> Tensor:
+    """exp(scores - log_sum): at most 1 where the scores are part of the sum, and limited to 1 where they are not."""
     return (scores - log_sum).clamp_max_(0).exp_()
