@@ -72,6 +72,8 @@ def calls(draw):
         "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
         "ignore_index": ignore_index,
     }
+    if draw(st.booleans()):
+        options["candidates"], options["candidate_labels"], _ = batch(draw(st.integers(0, 20)), C, D, seed=1)
     if not options.get("prototype_anchors") and draw(st.booleans()):
         return embeddings, labels, None, options
     options["prototype_mask"] = draw(st.none() | st.just(torch.arange(C) % 3 != 1))
@@ -199,14 +201,14 @@ def test_unavailable_is_said_with_the_reason_and_the_remedy(monkeypatch):
 
 def rows_on_a_gpu(dtype=torch.float32):
     """What the choice of a backend looks at."""
-    return SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0), dtype=dtype)
+    return SimpleNamespace(is_cuda=True, shape=(4, 3), device=torch.device("cuda", 0), dtype=dtype)
 
 
 def test_auto_takes_the_kernels_where_they_run(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     assert operator._backend("auto", rows_on_a_gpu()) is dispatch
-    assert not operator.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
+    assert not operator.uses_dense("auto", rows_on_a_gpu())
     assert operator._backend("triton", rows_on_a_gpu()) is dispatch
     assert operator._backend("auto", torch.eye(3)) is strips
     assert operator._backend("auto", rows_on_a_gpu(torch.float64)) is strips
@@ -222,7 +224,7 @@ def test_auto_does_without_triton(monkeypatch, missing, reason):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(missing) else find_spec(name))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     assert operator._backend("auto", rows_on_a_gpu()) is strips
-    assert operator.uses_dense("auto", 4, torch.device("cuda", 0), torch.float32)
+    assert operator.uses_dense("auto", rows_on_a_gpu())
     with pytest.raises(ValueError, match=reason):
         operator._backend("triton", rows_on_a_gpu())
 

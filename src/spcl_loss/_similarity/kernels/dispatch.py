@@ -25,7 +25,7 @@ from spcl_loss._similarity.kernels import backward, config, forward
 
 
 def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
-    """The forward pass; see `spcl_loss._similarity.contrast_statistics`."""
+    """The forward pass; see `spcl_loss._similarity.compare`."""
     num_anchors = contrast.num_anchors
     if num_anchors == 0:
         return rows.new_empty(0), rows.new_empty(0), rows.new_empty(0)
