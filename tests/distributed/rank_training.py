@@ -46,7 +46,7 @@ def with_candidates(case, embeddings, labels, weights, **options):
     candidate_labels[2] = -100
     prototypes.requires_grad_(learned in ("prototypes", "both"))
     candidates.requires_grad_(learned in ("candidates", "both"))
-    options = {"temperature": 0.2, "sample_weight": weights, "impl": impl} | METHODS[method] | options
+    options = {"temperature": 0.2, "sample_weight": weights, "impl": impl} | OPTIONS[method] | options
     options |= {"candidates": candidates, "candidate_labels": candidate_labels}
     loss = supervised_prototypical_contrastive_loss(embeddings, labels, prototypes, **options)
     return loss, (prototypes, candidates)
