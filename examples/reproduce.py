@@ -7,6 +7,7 @@ examples:
   python examples/reproduce.py                                             SPCL and cross-entropy, five seeds
   python examples/reproduce.py --arms ce both --seeds 0 1 --jobs 2         two arms, two runs side by side
   python examples/reproduce.py --arm "cool=--temperature 0.03" --arms ce   an arm of your own, against cross-entropy
+  python examples/reproduce.py --report runs/a runs/b                      only the report, on runs that are there
   python examples/reproduce.py --practice --seeds 0 --arms ce -- --limit 9 --epochs 2     options for all arms
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 from erc.command import Parser, default_preset
 from erc.data import Corpus, load_corpus
 from erc.files import InputError
+from erc.folder import write_json
 from erc.practice import PRACTICE
 from erc.settings import PRESETS, Settings, add_options, given, preset
 
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        _run(arguments)
+        report(arguments.report, arguments.output) if arguments.report else _run(arguments)
     except (InputError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 to 4")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process of its own")
+    parser.add_argument("--report", nargs="+", type=Path, metavar="DIR", help="only report, on the runs in these")
     parser.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is one, else cpu")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the folder with meld/, iemocap/ and emorynlp/")
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="options of the scripts, for all arms")
@@ -93,6 +96,22 @@ def _run(arguments: argparse.Namespace) -> None:
     for number, (name, result) in enumerate(do(runs, arguments.output / "runs", corpora, arguments.jobs), start=1):
         dev, test = (result[split][result["selected_by"]]["weighted_f1"] for split in ("dev", "test"))
         print(f"[{number}/{len(runs)}] {name}: dev {dev:.4f}, test {test:.4f}", flush=True)
+    report([arguments.output / "runs"], arguments.output, list(runs))
+
+
+def report(roots: Sequence[Path], output: Path, planned: Sequence[str] | None = None) -> None:
+    """Writes report.md and results.json on the finished runs in `roots`; `planned` ones are among them."""
+    from erc.report import collect, results, write_report
+
+    finished = collect(roots)
+    if not finished:
+        raise InputError(f"no finished run in {', '.join(map(str, roots))}: a run's folder has a result.json")
+    output.mkdir(parents=True, exist_ok=True)
+    # Other calls may have put further runs there.
+    total = None if planned is None else len({*planned, *(run.folder.path.name for run in finished)})
+    write_report(finished, output, total)
+    write_json(output / "results.json", results(finished))
+    print(f"report in {output / 'report.md'}, numbers in {output / 'results.json'}")
 
 
 def grid(

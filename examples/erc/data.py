@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from random import Random
 
 from .files import InputError, Json, Source, fault, label_index, locate, read_csv, warn_of_changes, whole_number
+
+KNOWN = json.loads(Path(__file__).with_name("datasets.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,17 @@ def plain_text(text: str) -> str:
     return text.translate(_WINDOWS_1252).translate(_PLAIN).strip()
 
 
+def _source(name: str) -> Source:
+    return Source(name=name, **KNOWN[name]["source"])
+
+
+def _labels(name: str) -> tuple[str, ...]:
+    return tuple(KNOWN[name]["labels"])
+
+
 # MELD (Poria et al., ACL 2019): three CSV files.
 
-MELD = Source(
-    name="MELD",
-    folder="meld",
-    files={
-        "train_sent_emo.csv": "d2fa2d6529cf03cac2989efec05c9b27d8fd2f4c8fc5974c7ae88aa537fa02db",
-        "dev_sent_emo.csv": "2e89c6f8aa182d6f62f8c6331aece905ac7273ca4999660bfb5213e1d0370c1c",
-        "test_sent_emo.csv": "8d37103938f7067600839fe29d5a114a6cd1bcdafb75bec101e06464c5006888",
-    },
-    url="https://raw.githubusercontent.com/declare-lab/MELD/master/data/MELD",
-    obtain="get them from https://github.com/declare-lab/MELD (folder data/MELD)",
-)
-MELD_LABELS = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
+MELD, MELD_LABELS = _source("MELD"), _labels("MELD")
 MELD_COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 
 
@@ -113,20 +113,8 @@ def _in_order(dialogues: dict[str, dict[int, Turn]]) -> tuple[Dialogue, ...]:
 # is a list of dialogues, a dialogue a list of turns {"text": ..., "speaker": ..., "label": ...}. A turn on which the
 # annotators did not agree on one of the six emotions has no label.
 
-IEMOCAP = Source(
-    name="IEMOCAP",
-    folder="iemocap",
-    files={"train_data.json": "", "dev_data.json": "", "test_data.json": ""},
-    url=None,
-    obtain=(
-        "ask for it with the release form at https://sail.usc.edu/iemocap/iemocap_release.htm, write its transcripts "
-        'as lists of dialogues, each a list of {"text", "speaker", "label"},'
-    ),
-)
-IEMOCAP_EMOTIONS = {
-    "neu": "neutral", "fru": "frustrated", "sad": "sad", "ang": "angry", "exc": "excited", "hap": "happy",
-}  # fmt: skip
-IEMOCAP_LABELS = tuple(IEMOCAP_EMOTIONS.values())
+IEMOCAP, IEMOCAP_LABELS = _source("IEMOCAP"), _labels("IEMOCAP")
+IEMOCAP_CODES = ("neu", "fru", "sad", "ang", "exc", "hap")  # of the labels
 # The files' speakers are "Ses01F_impro01_M": session, scene and gender. First names that go with any gender replace
 # them, in the order in which the speakers first talk.
 NEUTRAL_NAMES = ("Robin", "Alex", "Sam", "Jamie", "Charlie", "Casey", "Jordan", "Taylor", "Morgan", "Riley")
@@ -165,33 +153,21 @@ def _iemocap_dialogue(turns: Json, name: str) -> Dialogue:
 def _iemocap_label(label: Json | None) -> int | None:
     if label is None:
         return None
-    if label.text() not in IEMOCAP_EMOTIONS:
-        emotions = ", ".join(IEMOCAP_EMOTIONS)
-        raise label.fault(f"{label.text()!r} is none of {emotions}; a turn of another kind has no label")
-    return list(IEMOCAP_EMOTIONS).index(label.text())
+    if label.text() not in IEMOCAP_CODES:
+        codes = ", ".join(IEMOCAP_CODES)
+        raise label.fault(f"{label.text()!r} is none of {codes}; a turn of another kind has no label")
+    return IEMOCAP_CODES.index(label.text())
 
 
 # EmoryNLP (Zahiri and Choi, AAAI workshops 2018): three JSON files. Some papers use a reduced release, the CSV files in
 # MELD's repository, and score on its 984 test utterances instead of 1328. The two are not comparable, so the reduced
 # one has a name of its own.
 
-EMORYNLP_COMMIT = "289b967a34556f0d86b52ea36571c2a0c90740ae"
-EMORYNLP = Source(
-    name="EmoryNLP",
-    folder="emorynlp",
-    files={  # git object ids
-        "emotion-detection-trn.json": "0f40b44b249e199bfd9c75f8383688f9c81a2d67",
-        "emotion-detection-dev.json": "86a45e9dc41db662a67b38d888c14c92fbbbbe38",
-        "emotion-detection-tst.json": "0ec777fee3aa4bc41e24b879622db9493fc27b64",
-    },
-    url=f"https://raw.githubusercontent.com/emorynlp/emotion-detection/{EMORYNLP_COMMIT}/json",
-    obtain="get them from https://github.com/emorynlp/emotion-detection (folder json)",
-)
+EMORYNLP, EMORYNLP_LABELS = _source("EmoryNLP"), _labels("EmoryNLP")
 EMORYNLP_REDUCED = "EmoryNLP (reduced release)"
 REDUCED_FILES = tuple(f"emorynlp_{split}_final.csv" for split in ("train", "dev", "test"))
 REDUCED_COLUMNS = ("Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode")
 REDUCED_TEST = 984  # utterances
-EMORYNLP_LABELS = ("neutral", "joyful", "scared", "mad", "peaceful", "powerful", "sad")
 
 
 def load_emorynlp(data_dir: str | Path | None = None) -> Corpus:
@@ -268,33 +244,6 @@ DATASETS: dict[str, Callable[[str | Path | None], Corpus]] = {
     "MELD": load_meld, "IEMOCAP": load_iemocap, "EmoryNLP": load_emorynlp, EMORYNLP_REDUCED: load_emorynlp,
 }  # fmt: skip
 
-# Of each split: dialogues, turns, labelled turns by class in the order of the labels. MELD and EmoryNLP: the READMEs of
-# their repositories (MELD's counts 1039 training dialogues, but number 60 is in none of its files); the reduced
-# EmoryNLP by counting its files. IEMOCAP: the text release of the SPCL authors, by counting; papers that quote 5810 and
-# 1623 utterances use other versions of the transcripts.
-PUBLISHED: dict[str, dict[str, tuple[int, int, tuple[int, ...]]]] = {
-    "MELD": {
-        "train": (1038, 9989, (4710, 1743, 1205, 1109, 683, 271, 268)),
-        "dev": (114, 1109, (470, 163, 150, 153, 111, 22, 40)),
-        "test": (280, 2610, (1256, 402, 281, 345, 208, 68, 50)),
-    },
-    "EmoryNLP": {
-        "train": (713, 9934, (3034, 2184, 1285, 1076, 900, 784, 671)),
-        "dev": (99, 1344, (393, 289, 178, 143, 132, 134, 75)),
-        "test": (85, 1328, (349, 282, 182, 113, 159, 145, 98)),
-    },
-    EMORYNLP_REDUCED: {
-        "train": (659, 7551, (2485, 1677, 941, 785, 638, 551, 474)),
-        "dev": (89, 954, (322, 205, 127, 97, 82, 70, 51)),
-        "test": (79, 984, (288, 217, 116, 86, 111, 96, 70)),
-    },
-    "IEMOCAP": {
-        "train": (100, 6490, (1167, 1149, 739, 711, 620, 392)),
-        "dev": (20, 1401, (157, 319, 100, 222, 122, 60)),
-        "test": (31, 2196, (384, 381, 245, 170, 299, 143)),
-    },
-}
-
 
 def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
     """A corpus by its name; `data_dir` is searched instead of the usual places."""
@@ -330,7 +279,7 @@ def split_table(corpus: Corpus) -> str:
 def departures(corpus: Corpus) -> list[str]:
     """How the splits differ from the published ones; empty where none are published."""
     found = []
-    for split, published in PUBLISHED.get(corpus.name, {}).items():
+    for split, published in KNOWN.get(corpus.name, {"published": {}})["published"].items():
         what = ("dialogues", "turns", *(f"{label} turns" for label in corpus.labels))
         (*sizes, classes), (*other_sizes, other_classes) = counts(corpus, split), published
         for name, one, other in zip(what, (*sizes, *classes), (*other_sizes, *other_classes), strict=True):

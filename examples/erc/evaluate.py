@@ -17,7 +17,8 @@ from sklearn.preprocessing import normalize
 from torch import Tensor
 from tqdm import tqdm
 
-from .inputs import Sample, collate, longest_first
+from .batches import longest_first
+from .inputs import Sample, collate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -152,3 +153,58 @@ def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any
         "accuracy": float(accuracy_score(gold, predicted)),
         "per_class_f1": dict(zip(labels, map(float, per_class), strict=True)),
     }
+
+
+def project(train: Encoded, split: Encoded) -> dict[str, Array]:
+    """A linear map to two dimensions, in which the class means of `train` lie as far apart as possible.
+
+    Returns:
+        points (n, 2) of the split's samples, their labels (n,), the class means (P, 2) and their labels (P,).
+    """
+    present = np.unique(train.labels)
+    means = normalize(np.stack([train.features[train.labels == label].mean(0) for label in present]))
+    axes = np.linalg.svd(means - means.mean(0), full_matrices=False)[2][:2].T
+    points, prototypes = ((normalize(rows) - means.mean(0)) @ axes for rows in (split.features, means))
+    return {"points": points, "labels": split.labels, "prototypes": prototypes, "prototype_labels": present}
+
+
+def weighted_f1_of_counts(counts: Array) -> Array:
+    """Weighted-F1 of confusion counts (..., C, C), true class by predicted class."""
+    true, predicted, right = counts.sum(-1), counts.sum(-2), np.diagonal(counts, axis1=-2, axis2=-1)
+    f1 = 2 * right / np.maximum(true + predicted, 1)
+    return (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
+
+
+def paired_bootstrap(
+    gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int, draws: int = 10_000
+) -> dict[str, float]:
+    """The difference of two arms' weighted-F1, mean over seeds, with its 95% interval over dialogues and seeds.
+
+    Every draw takes as many dialogues and seeds as there are, with replacement, and the same ones for both arms.
+
+    Args:
+        gold: (n,) true classes.
+        one: (S, n) an arm's predictions by seed.
+        other: (S, n) the other arm's, of the same seeds in the same order.
+        dialogues: n names; turns of one dialogue are drawn together.
+        num_classes: C.
+        draws: of the bootstrap.
+    """
+    names, place = np.unique(np.asarray(dialogues), return_inverse=True)
+    seeds = len(one)
+
+    def counts(predicted: Array) -> Array:
+        table = np.zeros((len(names), num_classes, num_classes))
+        np.add.at(table, (place, gold, predicted), 1)
+        return table
+
+    arms = [np.stack([counts(guess) for guess in arm]) for arm in (one, other)]  # (S, dialogues, C, C) each
+    generator = np.random.default_rng(0)
+    times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)  # (draws, dialogues)
+    differences = np.stack(
+        [np.subtract(*(weighted_f1_of_counts(np.tensordot(times, arm[s], 1)) for arm in arms)) for s in range(seeds)], 1
+    )
+    drawn = np.take_along_axis(differences, generator.integers(seeds, size=(draws, seeds)), 1).mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    point = np.mean([np.subtract(*(weighted_f1_of_counts(arm[s].sum(0)) for arm in arms)) for s in range(seeds)])
+    return {"difference": float(point), "low": float(low), "high": float(high)}

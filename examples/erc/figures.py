@@ -1,150 +1,138 @@
-"""The figures of a run. Colours are Okabe and Ito's, which stay apart under colour blindness; shapes say it again."""
+"""Figures of one or several arms. Okabe and Ito's colours stay apart under colour blindness, and shapes repeat them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from torch import Tensor
 
-COLORS = ("#999999", "#E69F00", "#56B4E9", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000", "#F0E442")
-MARKERS = ("o", "^", "s", "v", "D", "P", "X", "*", "h")
-SHOWN = 2000  # points of the map; more take longer and hide one another
-NAMES = {"prototype": "nearest prototype", "linear": "linear head"}
+if TYPE_CHECKING:
+    from .report import Arm
 
-
-def f1_by_epoch(history: list[dict[str, Any]], result: dict[str, Any]) -> Figure:
-    """Dev weighted-F1 of both heads after each epoch."""
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    epochs = [line["epoch"] for line in history]
-    for head, color, marker in (("prototype", COLORS[4], "o"), ("linear", COLORS[3], "s")):
-        scores = [line["dev"][head]["weighted_f1"] for line in history]
-        axes.plot(epochs, scores, color=color, marker=marker, label=NAMES[head])
-    axes.axvline(result["best_epoch"], color="0.6", linestyle=":", zorder=0, label="best epoch")
-    axes.set(xlabel="epoch", ylabel="dev weighted-F1", title=_title("F1 by epoch", result))
-    axes.set_xticks(epochs if len(epochs) <= 20 else epochs[:: len(epochs) // 10])
-    axes.grid(axis="y", color="0.9")
-    axes.legend(frameon=False)
-    _plain(axes)
-    return figure
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#F0E442")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "h")
 
 
-def confusion_matrix(gold: Tensor, predicted: Tensor, labels: Sequence[str], result: dict[str, Any]) -> Figure:
-    """Share of each true class by predicted class, with the counts."""
-    counts = np.zeros((len(labels), len(labels)), dtype=int)
-    np.add.at(counts, (gold.numpy(), predicted.numpy()), 1)
-    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    image = draw_confusion(axes, counts, labels)
-    axes.set(
-        xlabel="predicted by the nearest prototype",
-        ylabel="true emotion (utterances)",
-        title=_title("Test confusion", result),
-    )
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true emotion")
-    return figure
+def draw(arms: Sequence[Arm], classes: Sequence[str]) -> Iterator[tuple[str, str, Figure]]:
+    """Name, caption and figure of everything that there is to show; every figure shows all arms."""
+    if len(arms) > 1:
+        yield "scores", "Test weighted-F1 of the selecting head. Dot: a seed. Diamond: mean.", scores(arms)
+    yield "curves", "Dev weighted-F1 of the selecting head after each epoch. Band: all seeds.", curves(arms)
+    yield "classes", "Test F1 by class, selecting head, mean over seeds.", class_scores(arms, classes)
+    caption = "Test turns, selecting head, all seeds: share of the true class, and count."
+    yield "confusion", caption, confusion(arms, classes)
+    caption = "Test turns of the first seed, projected linearly. Large: class means of the training set."
+    yield "map", caption, maps(arms, classes)
+    if curricula := [arm for arm in arms if arm.settings.curriculum == "on"]:
+        caption = "Grey: all samples of the first seed. Colour: those that the epoch draws."
+        yield "difficulty", caption, difficulty(curricula)
 
 
-def draw_confusion(axes: Axes, counts: np.ndarray, labels: Sequence[str]) -> AxesImage:
-    """(C, C) counts, coloured by their share of the true class."""
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*counts.shape):
-        count, share = counts[row, column], shares[row, column]
-        if count:
-            color = "white" if share > 0.55 else "black"
-            axes.text(column, row, f"{share:.0%}\n{count}", ha="center", va="center", fontsize=7.5, color=color)
-    sizes = [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)]
-    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(labels)), sizes)
-    return image
+def panels(count: int, width: float, height: float, columns: int = 3, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels in rows; the rest of the last row stays empty."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False, **options).flatten().tolist()
+    for empty in axes[count:]:
+        empty.set_visible(False)
+    return figure, axes[:count]
 
 
-def representation_map(
-    features: Tensor, gold: Tensor, centroids: Tensor, exists: Tensor, labels: Sequence[str], result: dict[str, Any]
-) -> Figure:
-    """t-SNE of test representations by cosine, the prototypes among them."""
-    shown = np.sort(np.random.default_rng(0).permutation(len(features))[:SHOWN])
-    places = two_dimensions(np.concatenate([features.numpy()[shown], centroids.numpy()]))
-    figure = Figure(figsize=(6.6, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    draw_map(axes, places, gold.numpy()[shown], np.flatnonzero(exists.numpy()), labels)
-    axes.set_title(_title("Test representations (t-SNE)", result))
-    axes.set_xlabel("large, outlined: the class's prototype")
-    map_legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+def scores(arms: Sequence[Arm]) -> Figure:
+    figure, (axes,) = panels(1, 7.6, 1.0 + 0.4 * len(arms))
+    for row, arm in enumerate(arms):
+        values = [100 * value for value in arm.scores("test", arm.head, "weighted_f1")]
+        axes.plot(values, [row] * len(values), "o", color=COLORS[0], alpha=0.4, markersize=5)
+        axes.plot(statistics.fmean(values), row, "D", color=COLORS[0], markersize=7)
+    axes.set_yticks(range(len(arms)), [f"{arm.label} (n={len(arm.runs)})" for arm in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_xlabel("test weighted-F1, percent")
+    axes.grid(axis="x", color="0.9")
+    return _plain(figure)
 
 
-def draw_map(
-    axes: Axes, places: np.ndarray, truth: np.ndarray, prototypes: np.ndarray, labels: Sequence[str], size: float = 9
-) -> None:
-    """Points of the classes `truth` (n,), then the prototypes of the classes `prototypes` (P,); places (n + P, 2)."""
-    points, stars = places[: len(truth)], places[len(truth) :]
-    for label in np.argsort(-np.bincount(truth, minlength=len(labels))).tolist():  # rare classes on top
-        style: dict[str, Any] = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
-        some = truth == label
-        axes.scatter(points[some, 0], points[some, 1], s=size, alpha=0.6, linewidths=0, label=labels[label], **style)
-    for label, (x, y) in zip(prototypes.tolist(), stars, strict=True):
-        style = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
-        axes.scatter(x, y, s=170, edgecolors="black", linewidths=1.4, zorder=3, **style)
-    axes.set(xticks=[], yticks=[])
-
-
-def map_legend(axes: Axes, **place: Any) -> None:
-    """The classes' colours and shapes, in full strength."""
-    legend = axes.legend(frameon=False, title="true emotion", markerscale=2, **place)
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)
-
-
-def two_dimensions(rows: np.ndarray) -> np.ndarray:
-    """(n, 2) by t-SNE, or by the first two principal components where neighbourhoods would be too small for it."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from sklearn.preprocessing import normalize
-
-    rows = normalize(rows)
-    if len(rows) < 30:
-        return np.asarray(PCA(2, random_state=0).fit_transform(rows))
-    return np.asarray(TSNE(init="pca", random_state=0, perplexity=min(30, len(rows) // 4)).fit_transform(rows))
-
-
-def difficulty(history: list[dict[str, Any]], result: dict[str, Any]) -> Figure:
-    """Histogram of difficulty in the first, middle and last epoch, and the share of each bin that was drawn."""
-    picked = sorted({0, len(history) // 2, len(history) - 1})
-    figure = Figure(figsize=(6.2, 0.8 + 1.9 * len(picked)), layout="constrained")
-    panels = figure.subplots(len(picked), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, line in zip(panels, [history[i] for i in picked], strict=True):
-        edges, everything, drawn = (np.array(line["difficulty"][name]) for name in ("edges", "all", "drawn"))
-        axes.stairs(everything, edges, fill=True, color="0.85", label="all samples")
-        axes.stairs(drawn, edges, fill=True, color=COLORS[2], label="drawn")
-        axes.set_ylabel("samples")
-        axes.set_title(f"epoch {line['epoch']}", loc="left", fontsize=9)
-        axes.spines["top"].set_visible(False)
-        middle, enough = (edges[:-1] + edges[1:]) / 2, everything >= 5  # a share of fewer is noise
-        share = axes.twinx()
-        share.plot(
-            middle[enough], drawn[enough] / everything[enough], ".-", color=COLORS[3], linewidth=1, label="share drawn"
+def curves(arms: Sequence[Arm]) -> Figure:
+    figure, (axes,) = panels(1, 7.6, 3.4 + 0.12 * len(arms))
+    for number, arm in enumerate(arms):
+        length = min(len(run.history) for run in arm.runs)  # a run that stopped early ends the mean
+        updates = [line["updates"] for line in arm.runs[0].history[:length]]
+        values = np.array(
+            [[100 * line["dev"][arm.head]["weighted_f1"] for line in run.history[:length]] for run in arm.runs]
         )
-        share.set(ylim=(0, 1.05), ylabel="share drawn")
-        share.yaxis.label.set_color(COLORS[3])
-        share.spines["top"].set_visible(False)
-    panels[-1].set_xlabel("difficulty: distance to the own class mean / sum of the distances to all")
-    handles = [part for axes in (panels[0], figure.axes[len(picked)]) for part in axes.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"{_title('Difficulty', result)}, curriculum {result['curriculum']}", fontsize=11)
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        axes.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=arm.label)
+        axes.fill_between(updates, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
+    axes.set(xlabel="updates", ylabel="dev weighted-F1, percent")
+    axes.grid(axis="y", color="0.9")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    return _plain(figure)
+
+
+def class_scores(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
+    values = np.array([[statistics.fmean(arm.class_scores(name)) for name in classes] for arm in arms])  # (arms, C)
+    figure, (axes,) = panels(1, 3.4 + 0.85 * len(classes), 1.1 + 0.4 * len(arms))
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(0.8, float(values.max())), aspect="auto")
+    for row, column in np.ndindex(*values.shape):
+        color = "black" if values[row, column] > 0.5 else "white"
+        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", fontsize=8.5, color=color)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(arms)), [arm.label for arm in arms])
+    figure.colorbar(image, ax=axes, label="test F1")
     return figure
 
 
-def _title(what: str, result: dict[str, Any]) -> str:
-    return f"{what}: {result['dataset']}, {result['objective']}"
+def confusion(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
+    figure, axes = panels(len(arms), 1.6 + 0.62 * len(classes), 1.6 + 0.5 * len(classes))
+    for panel, arm in zip(axes, arms, strict=True):
+        counts = arm.confusion(classes)
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row, column in zip(*counts.nonzero(), strict=True):
+            text = f"{shares[row, column]:.0%}\n{counts[row, column]}"
+            color = "white" if shares[row, column] > 0.55 else "black"
+            panel.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+        panel.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+        panel.set_yticks(range(len(classes)), classes)
+        panel.set(title=arm.label, xlabel="predicted", ylabel="true")
+    return figure
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+def maps(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
+    figure, axes = panels(len(arms), 4.4, 4.0)
+    for panel, arm in zip(axes, arms, strict=True):
+        places = arm.runs[0].map
+        by_size = np.argsort(-np.bincount(places["labels"], minlength=len(classes)))  # rare classes on top
+        for label in by_size.tolist():
+            style: dict[str, Any] = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
+            own = places["points"][places["labels"] == label]
+            panel.scatter(*own.T, s=8, alpha=0.5, linewidths=0, **style)
+            mean = places["prototypes"][places["prototype_labels"] == label]
+            panel.scatter(*mean.T, s=150, edgecolors="black", linewidths=1.3, zorder=3, label=classes[label], **style)
+        panel.set(title=arm.label, xticks=[], yticks=[])
+    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
+    return figure
+
+
+def difficulty(arms: Sequence[Arm]) -> Figure:
+    figure, axes = panels(2 * len(arms), 3.8, 2.6, columns=2, sharey="row")
+    for number, arm in enumerate(arms):
+        history = arm.runs[0].history
+        for panel, line in zip(axes[2 * number :], (history[0], history[-1]), strict=False):
+            edges, everything, drawn = (np.array(line["difficulty"][name]) for name in ("edges", "all", "drawn"))
+            panel.stairs(everything, edges, fill=True, color="0.8")
+            panel.stairs(drawn, edges, fill=True, color=COLORS[0], alpha=0.8)
+            panel.set(title=f"{arm.label}, epoch {line['epoch']}", xlabel="difficulty", ylabel="samples")
+            panel.title.set_fontsize(9)
+    return _plain(figure)
+
+
+def _plain(figure: Figure) -> Figure:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

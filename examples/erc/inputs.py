@@ -1,4 +1,4 @@
-"""What goes into the encoder: dialogues as token sequences, the tokens that represent each utterance, and batches.
+"""What goes into the encoder: dialogues as token sequences, and the tokens that represent each utterance.
 
 There are two ways. `Windows`: a stretch of a dialogue is encoded once, and each turn is the mean of its own tokens.
 `Prompts`: each turn is encoded with its past and a question, and the hidden state at a mask represents it.
@@ -12,14 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from .data import Dialogue
 from .files import InputError
 
 AFTER_ALL = torch.iinfo(torch.long).max
 NO_LIMIT = 1_000_000  # tokenizers without a limit state a huge number
-POOL = 50  # batches that are sorted by length together: enough for little padding, few enough for random batches
 PAST_QUERIES = 0.2  # share of the turns that also ask for an earlier turn's emotion, in training
 
 
@@ -256,78 +254,3 @@ def share_inputs(samples: Sequence[Sample], indices: Sequence[int]) -> list[list
     for index in indices:
         groups.setdefault(id(samples[index].input), []).append(index)
     return list(groups.values())
-
-
-class RandomShareSampler(Sampler[int]):
-    """All samples in random order, or a random share of them, anew each epoch."""
-
-    def __init__(self, size: int, *, share: float, seed: int) -> None:
-        self.size, self.count, self.seed, self.epoch = size, max(1, int(share * size)), seed, 0
-
-    def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
-        self.epoch = epoch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch = state["epoch"]
-
-    @property
-    def indices(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return torch.randperm(self.size, generator=generator)[: self.count]
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.indices.tolist()
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
-    """Batches of samples of like length, in random order.
-
-    The samples are cut into pools of `POOL` batches; each pool is sorted by length and cut into batches. Samples that
-    share an input stay together, so a batch may have more than `batch_size` of them.
-    """
-    batches = []
-    for pool in _cut(share_inputs(samples, indices), POOL * batch_size):
-        pool.sort(key=lambda group: _length(samples, group))
-        batches += [_flat(groups) for groups in _cut(pool, batch_size)]
-    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
-    return [batches[i] for i in order.tolist()]
-
-
-def full_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches in the order of the samples, of `batch_size` each; what is left over is dropped, as the authors do."""
-    count = max(1, len(indices) // batch_size)
-    return [list(indices[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
-
-
-def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
-    """Batches of like length for a pass in any order; the longest comes first, so that memory fails at once."""
-    groups = share_inputs(samples, range(len(samples)))
-    groups.sort(key=lambda group: -_length(samples, group))
-    return [_flat(batch) for batch in _cut(groups, batch_size)]
-
-
-def _length(samples: Sequence[Sample], group: Sequence[int]) -> int:
-    return max(samples[index].length for index in group)
-
-
-def _cut(groups: Sequence[list[int]], size: int) -> list[list[list[int]]]:
-    """The groups in runs of at least `size` members; the last may have fewer."""
-    runs: list[list[list[int]]] = []
-    room = 0
-    for group in groups:
-        if room <= 0:
-            runs.append([])
-            room = size
-        runs[-1].append(group)
-        room -= len(group)
-    return runs
-
-
-def _flat(groups: Sequence[list[int]]) -> list[int]:
-    return [index for group in groups for index in group]

@@ -1,25 +1,250 @@
-"""What a finished run leaves to read: predictions, figures, a page, and the result in a few lines of text."""
+"""What runs leave to read: predictions, a table of text, and one page with figures for a run or for many."""
 
 from __future__ import annotations
 
 import csv
+import json
 import platform
+import shutil
+import statistics
 import subprocess
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
+import sklearn
 import torch
+import transformers
 from torch import Tensor
 
 import spcl_loss
 
+from . import figures
+from .evaluate import paired_bootstrap
 from .folder import RunFolder, atomically, write_json
 from .inputs import Sample
+from .settings import HEADS, Settings, names
 
 BINS = 40
+METRICS = ("weighted_f1", "macro_f1", "accuracy")
+METHODS = {
+    "spcl": "SPCL", "spdcl": "SPDCL", "supcon": "SupCon", "bcl": "BCL", "eacl": "EACL-style", "ce": "cross-entropy",
+}  # fmt: skip
+CURRICULA = {"on": ", curriculum", "all": "", "half": ", random half"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as its folder holds it."""
+
+    folder: RunFolder
+    settings: Settings
+    result: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @cached_property
+    def test(self) -> list[dict[str, str]]:
+        """The rows of predictions.csv that are about the test set."""
+        with self.folder.predictions.open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.DictReader(file) if row["split"] == "test"]
+
+    def dev_scores(self) -> list[float]:
+        """Dev weighted-F1 of the selecting head after each epoch."""
+        return [float(line["dev"][self.settings.selects_by]["weighted_f1"]) for line in self.history]
+
+    @cached_property
+    def map(self) -> dict[str, np.ndarray]:
+        with np.load(self.folder.map) as stored:
+            return dict(stored)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in the seed alone, in the order of the seeds."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def settings(self) -> Settings:
+        return self.runs[0].settings
+
+    @property
+    def head(self) -> str:
+        """The head that dev selects by, and that the arm is judged by."""
+        return self.settings.selects_by
+
+    def scores(self, split: str, head: str, metric: str) -> list[float]:
+        return [float(run.result[split][head][metric]) for run in self.runs]
+
+    def class_scores(self, name: str) -> list[float]:
+        """Test F1 of a class by seed."""
+        return [float(run.result["test"][self.head]["per_class_f1"][name]) for run in self.runs]
+
+    def confusion(self, classes: Sequence[str]) -> np.ndarray:
+        """(C, C) test counts, true class by predicted class, of all seeds together."""
+        counts = np.zeros((len(classes), len(classes)), dtype=int)
+        for row in (row for run in self.runs for row in run.test):
+            counts[classes.index(row["gold"]), classes.index(row[self.head])] += 1
+        return counts
+
+
+def collect(roots: Iterable[Path]) -> list[Run]:
+    """All finished runs in the folders or below them."""
+    found = []
+    for path in sorted({path.parent.resolve() for root in roots for path in root.rglob("result.json")}):
+        folder = RunFolder(path)
+        settings, result = folder.stored_settings(), folder.stored_result()
+        if settings is not None and result is not None:
+            lines = folder.metrics.read_text(encoding="utf-8").splitlines()
+            found.append(Run(folder, settings, result, [json.loads(line) for line in lines]))
+    return found
+
+
+def by_dataset(runs: Sequence[Run]) -> dict[tuple[str, str], list[Arm]]:
+    """Arms by dataset and encoder, the best on dev first."""
+    groups: dict[tuple[str, str], dict[tuple[Any, ...], dict[int, Run]]] = {}
+    for run in runs:
+        arm = tuple(getattr(run.settings, name) for name in names() if name != "seed")
+        arms = groups.setdefault((run.settings.dataset, encoder_name(run.settings)), {})
+        arms.setdefault(arm, {})[run.settings.seed] = run
+    return {key: _arms([tuple(a[seed] for seed in sorted(a)) for a in arms.values()]) for key, arms in groups.items()}
+
+
+def _arms(groups: Sequence[tuple[Run, ...]]) -> list[Arm]:
+    arms = [Arm(label(runs[0].settings, [other[0].settings for other in groups]), runs) for runs in groups]
+    return sorted(arms, key=lambda arm: -statistics.fmean(arm.scores("dev", arm.head, "weighted_f1")))
+
+
+def label(settings: Settings, all_settings: Sequence[Settings]) -> str:
+    """A name for an arm among others: method, curriculum, and the other settings in which the arms differ."""
+    weight = settings.contrastive_weight
+    name = METHODS[settings.objective] + ("" if weight is None else f" x {weight:g} + cross-entropy")
+    said = ("dataset", "objective", "contrastive_weight", "curriculum", "seed")
+    differing = [n for n in names() if n not in said and len({getattr(other, n) for other in all_settings}) > 1]
+    return name + CURRICULA[settings.curriculum] + "".join(f", {n} {getattr(settings, n)}" for n in differing)
+
+
+def encoder_name(settings: Settings) -> str:
+    """The encoder without the folders that lead to it, unless it is a name on the Hugging Face hub."""
+    path = Path(settings.encoder)
+    return path.name if path.is_absolute() or path.is_dir() else settings.encoder
+
+
+def write_report(runs: Sequence[Run], output: Path, planned: int | None = None) -> None:
+    """Writes report.md with its figures, for one run or for many; `planned`: how many there are to be in the end."""
+    lines = ["# Emotion recognition in conversation with SPCL", ""]
+    if planned is not None:
+        lines += [f"Finished runs: {len(runs)} of {planned}.", ""]
+    lines += [
+        "Scores are in percent. The best epoch and the head are chosen on dev; test is scored once, with that epoch's",
+        "weights. Every arm has the same heads, fitted on the same training turns. Deviations are over seeds.",
+        "",
+    ]
+    groups = by_dataset(runs)
+    for number, ((dataset, encoder), arms) in enumerate(groups.items()):
+        lines += [f"## {dataset}, {encoder}", ""]
+        if any(arm.settings.limit for arm in arms):
+            lines += ["**These runs saw only part of the dataset: no scores of it.**", ""]
+        lines += [*_scores(arms), "", *_heads(arms), ""]
+        if len(arms) > 1:
+            lines += [*_differences(arms), ""]
+        for name, caption, figure in figures.draw(arms, list(arms[0].runs[0].result["test"][HEADS[0]]["per_class_f1"])):
+            file = f"{name}.png" if len(groups) == 1 else f"{name}-{number + 1}.png"
+            atomically(output / file, partial(figure.savefig, format="png", dpi=150))
+            lines += [f"![{caption}]({file})", "", caption, ""]
+        lines += ["Settings:", ""]
+        lines += [f"- {arm.label}: " + ", ".join(f"{k} {v}" for k, v in shared_settings(arm).items()) for arm in arms]
+        lines += [""]
+    made = sorted({json.dumps(run.result["environment"]) for run in runs})
+    lines += ["Made on:", "", *(f"- {text}" for text in made), ""]
+    atomically(output / "report.md", lambda path: path.write_text("\n".join(lines), encoding="utf-8"))
+
+
+def _scores(arms: Sequence[Arm]) -> list[str]:
+    rows = [("arm", "seeds", "selected by", "dev", "test", "test macro-F1", "test accuracy", "best epoch", "seconds")]
+    for arm in arms:
+        picked = [("dev", "weighted_f1"), *(("test", metric) for metric in METRICS)]
+        values = [spread(arm.scores(split, arm.head, metric)) for split, metric in picked]
+        epochs = ", ".join(f"{run.result['best_epoch']} of {run.result['epochs']}" for run in arm.runs)
+        seconds = statistics.fmean(run.result["seconds"] for run in arm.runs)
+        rows.append((arm.label, str(len(arm.runs)), arm.head, *values, epochs, f"{seconds:.0f}"))
+    return table(rows)
+
+
+def _heads(arms: Sequence[Arm]) -> list[str]:
+    rows = [("weighted-F1 by head, dev / test", *HEADS)]
+    for arm in arms:
+        means = [
+            [100 * statistics.fmean(arm.scores(split, head, "weighted_f1")) for split in ("dev", "test")]
+            for head in HEADS
+        ]
+        rows.append((arm.label, *(f"{dev:.2f} / {test:.2f}" for dev, test in means)))
+    return table(rows)
+
+
+def _differences(arms: Sequence[Arm]) -> list[str]:
+    """Every arm against cross-entropy, or against the best on dev where there is none, on the seeds that both have."""
+    base = next((arm for arm in arms if arm.settings.objective == "ce"), arms[0])
+    rows = [(f"test weighted-F1 minus that of {base.label}", "seeds", "difference", "95% interval")]
+    for arm in arms:
+        if arm is not base and (found := difference(arm, base)) is not None:
+            interval = f"{100 * found['low']:+.2f} to {100 * found['high']:+.2f}"
+            rows.append((arm.label, f"{found['seeds']:.0f}", f"{100 * found['difference']:+.2f}", interval))
+    return [*table(rows), "", "The interval is a paired bootstrap over dialogues and seeds."] if len(rows) > 1 else []
+
+
+def difference(one: Arm, other: Arm) -> dict[str, float] | None:
+    """`paired_bootstrap` of two arms on test, each with its own head; None where they have no seed in common."""
+    pairs = {run.settings.seed: run for run in other.runs}
+    common = [(run, pairs[run.settings.seed]) for run in one.runs if run.settings.seed in pairs]
+    if not common:
+        return None
+    rows = common[0][0].test
+    classes = list(one.runs[0].result["test"][one.head]["per_class_f1"])
+
+    def guesses(runs: Sequence[Run], head: str) -> np.ndarray:
+        return np.array([[classes.index(row[head]) for row in run.test] for run in runs])
+
+    gold, dialogues = np.array([classes.index(row["gold"]) for row in rows]), [row["dialogue"] for row in rows]
+    ours, theirs = (guesses(runs, arm.head) for runs, arm in zip(zip(*common, strict=True), (one, other), strict=True))
+    return {"seeds": len(common), **paired_bootstrap(gold, ours, theirs, dialogues, len(classes))}
+
+
+def shared_settings(arm: Arm) -> dict[str, Any]:
+    """All settings but the seed; of an encoder in a folder only the folder's name."""
+    values = asdict(arm.settings) | {"encoder": encoder_name(arm.settings)}
+    return {name: value for name, value in values.items() if name != "seed"}
+
+
+def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One record for each run: its arm, its folder and what result.json holds, except for the machine."""
+    return [
+        {
+            "arm": arm.label,
+            "folder": run.folder.path.name,
+            **{k: v for k, v in run.result.items() if k != "environment"},
+        }
+        for arms in by_dataset(runs).values()
+        for arm in arms
+        for run in arm.runs
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation in percent; a single value has no deviation."""
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.2f}{deviation}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its head."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return [head, "|---" * len(rows[0]) + "|", *body]
 
 
 def difficulty_counts(difficulty: Tensor, drawn: Tensor) -> dict[str, list[float]]:
@@ -33,14 +258,26 @@ def difficulty_counts(difficulty: Tensor, drawn: Tensor) -> dict[str, list[float
 def write_run(
     folder: RunFolder,
     result: dict[str, Any],
-    history: list[dict[str, Any]],
     labels: Sequence[str],
     splits: dict[str, list[Sample]],
     guesses: dict[str, dict[str, np.ndarray]],
+    places: dict[str, np.ndarray],
 ) -> None:
     """Writes all files of a finished run; result.json comes last, so that its presence means that all is there."""
     atomically(folder.predictions, lambda path: write_predictions(path, labels, splits, guesses))
+    atomically(folder.map, partial(_write_map, places))
+    settings = folder.stored_settings()
+    assert settings is not None
+    history = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    write_report([Run(folder, settings, result, history)], folder.path)
+    atomically(folder.best, partial(shutil.copyfile, folder.best_of(result["best_epoch"])))
     write_json(folder.result, result)
+    folder.drop_checkpoints()
+
+
+def _write_map(places: dict[str, np.ndarray], path: Path) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would add an ending
+        np.savez_compressed(file, **places)  # type: ignore[arg-type]
 
 
 def write_predictions(
@@ -70,7 +307,7 @@ def result_table(result: dict[str, Any]) -> str:
     ]
     for split in ("dev", "test"):
         for head, scores in result[split].items():
-            columns = "".join(f"{scores[name]:>12.4f}" for name in ("weighted_f1", "macro_f1", "accuracy"))
+            columns = "".join(f"{scores[name]:>12.4f}" for name in METRICS)
             lines.append(f"{f'{split}, {head}' + ' *' * (head == chosen):<26}{columns}")
     per_class = result["test"][chosen]["per_class_f1"]
     lines += ["", f"* the result: the head that dev selects by. Test F1 by class, {chosen}: "]
@@ -84,7 +321,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "spcl-loss": spcl_loss.__version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "accelerate", "scikit-learn")},
+        **{package.__name__: package.__version__ for package in (torch, transformers, accelerate, sklearn)},
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -25,17 +25,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from spcl_loss import (
-    DifficultyCurriculumSampler,
     SupervisedPrototypicalContrastiveLoss,
     prototype_difficulty,
     supervised_prototypical_contrastive_loss,
 )
 
+from .batches import Epochs
+from .checkpoint import Checkpoints, Progress
 from .data import Corpus, Dialogue
-from .evaluate import Encoded, encode, heads, predict, progress_bar, reference_samples, score
+from .evaluate import Encoded, encode, heads, predict, progress_bar, project, reference_samples, score
 from .files import InputError
-from .folder import Checkpoints, Progress, RunFolder
-from .inputs import Prompts, RandomShareSampler, Sample, Windows, collate, full_batches, length_buckets
+from .folder import RunFolder, atomically
+from .inputs import Prompts, Sample, Windows, collate
 from .model import CLIP_NORM, EmotionModel, load_encoder, load_model, loss_options, precision, rate_factor, save_model
 from .report import difficulty_counts, environment, write_run
 from .settings import Settings
@@ -121,40 +122,38 @@ class Training:
         set_seed(settings.seed, device_specific=True)  # each process drops out other units
 
         # The data: every labelled turn is a sample. Dev and test are tokenised now, so that no fault comes late.
-        self.train_inputs, dev, test = (self.lay_out(split) for split in (corpus.train, corpus.dev, corpus.test))
+        train_inputs, dev, test = (self.lay_out(split) for split in (corpus.train, corpus.dev, corpus.test))
         self.dev, self.test = dev.own_queries(), test.own_queries()
-        own = self.train_inputs.own_queries()
-        for split, samples in (("train", own), ("dev", self.dev), ("test", self.test)):
-            if not samples:
+        for split, inputs in (("train", train_inputs), ("dev", dev), ("test", test)):
+            if not inputs.own_queries():
                 raise InputError(f"the {split} split of {corpus.name} has no labelled turn")
-        labels = [sample.label for sample in own]
+        self.data = Epochs(settings, train_inputs, accelerator.num_processes, accelerator.process_index)
+        labels = [sample.label for sample in self.data.own]
         self.class_counts = np.bincount(labels, minlength=num_classes)
-        self.reference = [own[i] for i in reference_samples(labels, settings.reference_turns, settings.seed)]
         self.class_weights = self.balanced_weights() if settings.class_weights else None
-        self.samples = self.samples_of(epoch=0)
-        self.sampler = self.make_sampler(len(self.samples))
+        self.reference = [self.data.own[i] for i in reference_samples(labels, settings.reference_turns, settings.seed)]
 
         self.progress = Progress()
         parts = {"model": self.bare_model, "optimizer": self.optimizer, "criterion": self.criterion}
         if accelerator.scaler is not None:  # fp16
             parts["scaler"] = accelerator.scaler
-        self.checkpoints = Checkpoints(folder, self.progress, {**parts, "sampler": self.sampler}, accelerator)
+        self.checkpoints = Checkpoints(folder, self.progress, {**parts, "sampler": self.data.sampler}, accelerator)
 
     def run(self) -> dict[str, Any]:
         newest = self.folder.checkpoint()
         if newest is None:
             self.begin_epoch()
-            self.save(best=False)
+            self.save()
         else:
             self.checkpoints.restore(newest)
-            self.samples = self.samples_of(self.progress.epoch)
+            self.data.prepare(self.progress.epoch)
             self.say(f"continuing after epoch {self.progress.epoch}, batch {self.progress.batch}")
         while not self.finished():
             self.train_epoch()
-            best = self.score_dev()
+            self.score_dev()
             if not self.finished():
                 self.begin_epoch()
-            self.save(best)
+            self.save()
         return self.score_test()
 
     # The data of an epoch.
@@ -164,72 +163,26 @@ class Training:
         sizes = {"context_turns": self.settings.context_turns, "max_length": self.settings.max_length}
         return kind(dialogues, self.tokenizer, **sizes)
 
-    def samples_of(self, epoch: int) -> list[Sample]:
-        """The epoch's samples: every turn's own query, then queries about past turns, drawn for the epoch."""
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        return self.train_inputs.own_queries() + self.train_inputs.past_queries(generator)
-
-    def make_sampler(self, size: int) -> DifficultyCurriculumSampler | RandomShareSampler:
-        """Draws an epoch for all processes, which then share its batches."""
-        settings = self.settings
-        if settings.curriculum == "on":
-            draw = "bernoulli" if settings.as_authors else "fixed"
-            unknown = torch.zeros(size)  # difficulties come with the first epoch
-            return DifficultyCurriculumSampler(
-                unknown, num_epochs=settings.epochs, draw=draw, seed=settings.seed, num_replicas=1, rank=0
-            )
-        return RandomShareSampler(size, share={"all": 1.0, "half": 0.5}[settings.curriculum], seed=settings.seed)
-
     def begin_epoch(self) -> None:
         """Draws the epoch's samples, by their difficulty if there is a curriculum."""
-        epoch = self.progress.epoch
-        self.samples = self.samples_of(epoch)
-        difficulty = None
-        if self.needs_pass(epoch):
+        epoch, data = self.progress.epoch, self.data
+        data.prepare(epoch)
+        if data.needs_pass(epoch):
             # Encode the training set with the present weights: class means for the memory, difficulties.
-            encoded = self.encode(self.samples, "the training set")
+            encoded = self.encode(data.samples, "the training set")
             features = torch.from_numpy(encoded.features).float().to(self.accelerator.device)
             labels = torch.from_numpy(encoded.labels).to(self.accelerator.device)
             self.criterion.memory.initialize(features, labels)
             difficulty = prototype_difficulty(features, labels).cpu()
-        elif self.settings.curriculum == "on":
-            difficulty = self.observed_difficulty()
-        self.sampler.set_epoch(epoch, difficulty)
-        if difficulty is not None:
-            self.progress.difficulty = difficulty_counts(difficulty, self.sampler.indices)
-
-    def needs_pass(self, epoch: int) -> bool:
-        """Whether the epoch begins with a pass over its samples: the first one does, and with a curriculum others.
-
-        In every second epoch the difficulties seen in training steps do as well, and cost nothing. Of several
-        processes, each would know those of its own steps only.
-        """
-        if epoch == 0 or self.settings.curriculum != "on":
-            return epoch == 0
-        return self.settings.as_authors or self.accelerator.num_processes > 1 or epoch % 2 == 0
-
-    def observed_difficulty(self) -> Tensor:
-        """(n,) difficulties from the last training steps; a query about a past turn has the turn's own."""
-        assert isinstance(self.sampler, DifficultyCurriculumSampler)
-        own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.train_inputs.own_queries())}
-        return self.sampler.difficulty[[own[sample.dialogue, sample.turn] for sample in self.samples]]
-
-    def batches(self) -> list[list[int]]:
-        """This process's share of the epoch's batches, as places in `samples`; each process has as many."""
-        settings, epoch = self.settings, self.progress.epoch
-        drawn = self.sampler.indices.tolist()
-        if settings.as_authors:
-            batches = full_batches(drawn, settings.batch_size)
         else:
-            seed = (settings.seed * 1_000_003 + epoch) * 4099
-            batches = length_buckets(self.samples, drawn, settings.batch_size, seed)
-        processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        share = len(batches) // processes
-        return batches[process : share * processes : processes] or [batches[process % len(batches)]]
+            difficulty = data.observed()
+        data.sampler.set_epoch(epoch, difficulty)
+        if difficulty is not None:
+            self.progress.difficulty = difficulty_counts(difficulty, data.sampler.indices)
 
     def loader(self, batches: Sequence[list[int]]) -> Any:
         loader: DataLoader[Sample] = DataLoader(
-            self.samples,  # type: ignore[arg-type]
+            self.data.samples,  # type: ignore[arg-type]
             batch_sampler=batches,
             collate_fn=partial(collate, padding=self.padding),
             generator=torch.Generator(),  # else a new loader advances the generator that dropout uses
@@ -243,7 +196,7 @@ class Training:
     def train_epoch(self) -> None:
         progress, settings = self.progress, self.settings
         weight = 1.0 if settings.contrastive_weight is None else settings.contrastive_weight
-        batches = self.batches()
+        batches = self.data.batches(progress.epoch)
         left = batches[progress.batch :]  # of an interrupted epoch
         sums = torch.tensor(progress.losses, device=self.accelerator.device)
         self.model.train()
@@ -255,7 +208,8 @@ class Training:
                 cross_entropy = F.cross_entropy(scores, batch.labels, weight=self.class_weights)
                 self.accelerator.backward(weight * contrastive + cross_entropy)
                 self.step(rate_factor(settings, progress.epoch, progress.batch, len(batches), progress.update))
-                self.observe(members, features, batch.labels)
+                if self.data.observes:
+                    self.data.observe(members, features, batch.labels, *self.criterion.memory.centroids())
 
                 sums += torch.stack([contrastive.detach(), cross_entropy.detach()])
                 progress.batch += 1
@@ -266,7 +220,7 @@ class Training:
                     bar.set_postfix(contrastive=f"{means[0]:.3f}", cross_entropy=f"{means[1]:.3f}", refresh=False)
                 if progress.batch < len(batches) and progress.batch % self.checkpoint_every == 0:
                     progress.losses = sums.tolist()
-                    self.save(best=False)
+                    self.save()
         progress.losses = sums.tolist()
 
     def contrastive_loss(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -293,19 +247,13 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def observe(self, members: list[int], features: Tensor, labels: Tensor) -> None:
-        """Notes the difficulties of a step's samples if the next epoch will use them."""
-        if self.settings.curriculum == "on" and not self.settings.as_authors and self.accelerator.num_processes == 1:
-            assert isinstance(self.sampler, DifficultyCurriculumSampler)
-            self.sampler.observe(torch.tensor(members), features.detach(), labels, *self.criterion.memory.centroids())
-
     # Dev, by which the best epoch is chosen. Every arm and every epoch is scored in the same way: with the present
     # weights in evaluation mode, and with class means and fitted heads from the same training turns.
 
-    def score_dev(self) -> bool:
-        """Scores the epoch that ends here, and returns whether it is the best so far."""
+    def score_dev(self) -> None:
+        """Scores the epoch that ends here, and keeps its weights if it is the best so far."""
         progress, selects_by = self.progress, self.settings.selects_by
-        guesses = self.predict({"dev": self.dev})["dev"]
+        guesses = self.evaluate({"dev": self.dev})[2]["dev"]
         scores = {head: self.score(self.dev, guess) for head, guess in guesses.items()}
         contrastive, cross_entropy = (total / max(1, progress.batch) for total in progress.losses)
         before = progress.history[progress.best_epoch - 1] if progress.best_epoch else None
@@ -314,7 +262,7 @@ class Training:
         line = {
             "epoch": progress.epoch,
             "updates": progress.update,
-            "samples": len(self.sampler),
+            "samples": len(self.data.sampler),
             "seconds": self.seconds(),
             "contrastive_loss": contrastive,
             "cross_entropy": cross_entropy,
@@ -324,20 +272,21 @@ class Training:
         progress.history.append(line)
         if best:
             progress.best_epoch = progress.epoch
+            self.save_best()
         dev = ", ".join(f"{head} {scores[head]['weighted_f1']:.4f}" for head in scores)
         self.say(
             f"epoch {progress.epoch}/{self.settings.epochs}: contrastive loss {contrastive:.3f}, cross-entropy "
             f"{cross_entropy:.3f}, {line['seconds']:.0f} s, dev weighted-F1: {dev}"
         )
-        return best
 
-    def predict(self, splits: dict[str, list[Sample]]) -> dict[str, dict[str, np.ndarray]]:
-        """Predicted classes (n,) by split and head, with the present weights."""
+    def evaluate(self, splits: dict[str, list[Sample]]) -> tuple[Encoded, dict[str, Encoded], dict[str, Any]]:
+        """Training turns and splits as the present weights encode them; predicted classes (n,) by split and head."""
         head = self.bare_model.head
         weight, bias = (parameter.detach().double().cpu().numpy() for parameter in (head.weight, head.bias))
         every_head = heads(weight, bias, self.class_counts, self.settings.temperature)
         train = self.encode(self.reference, "training turns")
-        return {name: predict(every_head, train, self.encode(samples, name)) for name, samples in splits.items()}
+        encoded = {name: self.encode(samples, name) for name, samples in splits.items()}
+        return train, encoded, {name: predict(every_head, train, split) for name, split in encoded.items()}
 
     def score(self, samples: Sequence[Sample], guess: np.ndarray) -> dict[str, Any]:
         return score(np.array([sample.label for sample in samples]), guess, self.corpus.labels)
@@ -354,9 +303,9 @@ class Training:
     # Test, scored once, with the weights of the best epoch.
 
     def score_test(self) -> dict[str, Any]:
-        load_model(self.folder.best, self.bare_model)
+        load_model(self.folder.best_of(self.progress.best_epoch), self.bare_model)
         splits = {"dev": self.dev, "test": self.test}
-        guesses = self.predict(splits)
+        train, encoded, guesses = self.evaluate(splits)
         settings, progress = self.settings, self.progress
         result = {
             "dataset": self.corpus.name,
@@ -379,8 +328,8 @@ class Training:
             },
         }
         if self.accelerator.is_main_process:
-            write_run(self.folder, result, progress.history, self.corpus.labels, splits, guesses)
-            self.folder.drop_checkpoints()
+            places = project(train, encoded["test"])
+            write_run(self.folder, result, self.corpus.labels, splits, guesses, places)
         self.accelerator.wait_for_everyone()
         return result
 
@@ -396,11 +345,16 @@ class Training:
         weights = counts.sum() / (counts > 0).sum() / counts
         return torch.where(counts > 0, weights, 0.0).to(self.accelerator.device)
 
-    def save(self, best: bool) -> None:
-        """Writes a checkpoint, with the present weights as the best ones if `best`."""
+    def save(self) -> None:
+        """Writes a checkpoint."""
         self.seconds()
-        about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
-        self.checkpoints.save(partial(save_model, model=self.bare_model, about=about) if best else None)
+        self.checkpoints.save()
+
+    def save_best(self) -> None:
+        if self.accelerator.is_main_process:
+            about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
+            path = self.folder.best_of(self.progress.best_epoch)
+            atomically(path, partial(save_model, model=self.bare_model, about=about))
 
     def seconds(self) -> float:
         """Since the run began, without interruptions."""

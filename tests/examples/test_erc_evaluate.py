@@ -6,7 +6,17 @@ import torch
 from accelerate import Accelerator
 
 import erc_tiny
-from erc.evaluate import Encoded, encode, heads, predict, reference_samples, score
+from erc.evaluate import (
+    Encoded,
+    encode,
+    heads,
+    paired_bootstrap,
+    predict,
+    project,
+    reference_samples,
+    score,
+    weighted_f1_of_counts,
+)
 from erc.inputs import Prompts, collate
 from erc.model import EmotionModel, load_encoder
 
@@ -113,3 +123,51 @@ def test_a_class_without_train_features_is_never_predicted():
     for name, guess in predict(heads(np.zeros((3, 4)), np.zeros(3), np.array([0, 0, 20]), 0.05), alone, split).items():
         if not name.startswith("linear"):
             assert set(guess.tolist()) == {2}, name
+
+
+def test_weighted_f1_from_counts_is_scikit_learns():
+    generator = np.random.default_rng(0)
+    gold, guess = generator.integers(4, size=(2, 300))
+    gold[gold == 3] = 0  # a class that is predicted only
+    counts = np.zeros((4, 4))
+    np.add.at(counts, (gold, guess), 1)
+    assert weighted_f1_of_counts(counts) == pytest.approx(score(gold, guess, "abcd")["weighted_f1"])
+
+
+def test_the_bootstrap_of_what_cannot_vary_has_no_width():
+    gold = np.array([0, 1] * 20)
+    dialogues = [str(i // 2) for i in range(40)]
+    right, wrong = np.tile(gold, (3, 1)), np.tile(1 - gold, (3, 1))
+    assert paired_bootstrap(gold, right, wrong, dialogues, 2, draws=50) == {"difference": 1.0, "low": 1.0, "high": 1.0}
+    assert paired_bootstrap(gold, right, right, dialogues, 2, draws=50) == {"difference": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_the_bootstrap_resamples_whole_dialogues_and_pairs_of_seeds():
+    # Arms agree but for one dialogue in four, where one arm is right and the other wrong in every turn, in all seeds:
+    # with balanced classes the difference is the share of such dialogues, whose draws are binomial.
+    gold = np.tile([0, 1], 200)
+    dialogues = [str(i // 4) for i in range(400)]
+    one = np.tile(gold, (2, 1))
+    other = np.where((np.arange(400) // 4) % 4 == 0, 1 - gold, gold)[None].repeat(2, 0)
+    found = paired_bootstrap(gold, one, other, dialogues, 2)
+    assert found["difference"] == pytest.approx(0.25)
+    width = 2 * 1.96 * (0.25 * 0.75 / 100) ** 0.5  # 100 dialogues, not 400 turns
+    assert found["high"] - found["low"] == pytest.approx(width, rel=0.1)
+    # Two seeds of which one differs everywhere: the seeds alone make the interval reach from none to all.
+    other = np.stack([gold, 1 - gold])
+    found = paired_bootstrap(gold, one, other, dialogues, 2)
+    assert found == {"difference": 0.5, "low": 0.0, "high": 1.0}
+
+
+def test_the_projection_is_linear_and_keeps_class_means_apart(clusters):
+    train, split, _ = clusters
+    places = project(train, split)
+    assert places["points"].shape == (len(split.labels), 2)
+    assert places["prototypes"].shape == (3, 2)
+    means = np.stack([train.features[train.labels == c].mean(0) for c in range(3)])
+    alone = project(train, Encoded(means, np.arange(3)))
+    assert alone["points"] == pytest.approx(places["prototypes"])  # points and prototypes go through one map
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    for i, j in ((0, 1), (0, 2), (1, 2)):  # three means span a plane, so that no distance is lost
+        kept = np.linalg.norm(places["prototypes"][i] - places["prototypes"][j])
+        assert kept == pytest.approx(np.linalg.norm(unit[i] - unit[j]))

@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 from safetensors import safe_open
 
 import erc_tiny
-from erc import report, train
+import spcl_loss
+from erc import figures, train
+from erc.checkpoint import read_state, write_state
 from erc.files import InputError
-from erc.folder import FIGURES, RunFolder, read_state, write_state
+from erc.folder import FIGURES, RunFolder
 from erc.report import result_table
 from erc.settings import HEADS, Settings
 
@@ -38,7 +40,12 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-FINISHED = sorted(["settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", *FIGURES])
+FINISHED = sorted(
+    [
+        "settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", "map.npz", "report.md",
+        *FIGURES,
+    ]
+)  # fmt: skip
 
 
 def outcome(folder):
@@ -85,7 +92,7 @@ def test_the_result_has_every_head_on_both_splits(finished):
     for name in ("dataset", "encoder", "objective", "curriculum", "seed"):
         assert result[name] == getattr(settings, name)
     assert result["seconds"] > 0
-    assert result["environment"]["spcl-loss"]
+    assert result["environment"]["spcl-loss"] == spcl_loss.__version__
     for split in ("dev", "test"):
         assert tuple(result[split]) == HEADS
         for scores in result[split].values():
@@ -144,7 +151,8 @@ def test_predictions_of_dev_and_test_are_the_scored_ones(finished):
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Empty ones, for tests of other things."""
-    monkeypatch.setattr(report, "draw", lambda *_: {name: Figure(figsize=(1, 1)) for name in FIGURES}, raising=False)
+    quick = [(Path(name).stem, "nothing", Figure(figsize=(1, 1))) for name in FIGURES]
+    monkeypatch.setattr(figures, "draw", lambda *_: quick)
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -352,7 +360,7 @@ def gradients(run):
     run.step = lambda factor: found.update(
         {name: value.grad.clone() for name, value in run.bare_model.named_parameters() if value.grad is not None}
     )
-    run.batches = lambda: [list(range(12))]
+    run.data.batches = lambda epoch: [list(range(12))]
     run.criterion.memory.initialize(torch.randn(30, 32), torch.arange(30) % 3)
     torch.manual_seed(5)
     run.train_epoch()
@@ -403,23 +411,22 @@ def test_the_authors_clip_one_norm_over_encoder_and_head(encoder, tmp_path):
 )
 def test_the_pass_for_difficulties_comes_as_often_as_stated(encoder, tmp_path, changes, passes):
     run = training(encoder, tmp_path, **changes)
-    assert [epoch for epoch in range(4) if run.needs_pass(epoch)] == passes
+    assert [epoch for epoch in range(4) if run.data.needs_pass(epoch)] == passes
 
 
 def test_a_past_query_has_the_difficulty_of_its_turn(encoder, tmp_path):
-    run = training(encoder, tmp_path)
-    run.sampler.set_epoch(0, torch.arange(48.0))
-    extra = run.samples[7]
-    run.samples = [*run.samples, extra]
-    assert run.observed_difficulty().tolist() == [*range(48), 7]
+    data = training(encoder, tmp_path).data
+    data.sampler.set_epoch(0, torch.arange(48.0))
+    data.samples = [*data.samples, data.samples[7]]
+    assert data.observed().tolist() == [*range(48), 7]
 
 
 def test_processes_share_the_batches_of_an_epoch_and_have_as_many(encoder, tmp_path):
-    run = training(encoder, tmp_path, **DIALOGUES, curriculum="all")
+    data = training(encoder, tmp_path, **DIALOGUES, curriculum="all").data
 
     def batches(processes, process):
-        run.accelerator = SimpleNamespace(num_processes=processes, process_index=process)
-        return run.batches()
+        data.processes, data.process = processes, process
+        return data.batches(epoch=1)
 
     whole = batches(1, 0)
     assert len(whole) == 12  # a dialogue of four turns each

@@ -1,0 +1,157 @@
+"""Which training samples an epoch holds, and the batches in which samples are encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spcl_loss import DifficultyCurriculumSampler
+
+from .inputs import Prompts, Sample, Windows, share_inputs
+from .settings import Settings
+
+POOL = 50  # batches that are sorted by length together: enough for little padding, few enough for random batches
+
+
+class Epochs:
+    """The training set epoch by epoch: `prepare` makes an epoch's samples, `begin` draws among them.
+
+    Attributes:
+        samples: n, of the prepared epoch: every turn's own query, then queries about past turns, drawn for the epoch.
+        sampler: draws those of them that the epoch trains on, for all processes.
+    """
+
+    def __init__(self, settings: Settings, inputs: Windows | Prompts, processes: int, process: int) -> None:
+        self.settings, self.inputs, self.processes, self.process = settings, inputs, processes, process
+        self.own = inputs.own_queries()
+        self.prepare(0)
+        self.sampler: DifficultyCurriculumSampler | RandomShareSampler
+        if settings.curriculum == "on":
+            self.sampler = DifficultyCurriculumSampler(
+                torch.zeros(len(self.samples)),  # difficulties come with the first epoch
+                num_epochs=settings.epochs,
+                draw="bernoulli" if settings.as_authors else "fixed",
+                seed=settings.seed,
+                num_replicas=1,
+                rank=0,
+            )
+        else:
+            share = {"all": 1.0, "half": 0.5}[settings.curriculum]
+            self.sampler = RandomShareSampler(len(self.samples), share=share, seed=settings.seed)
+
+    def prepare(self, epoch: int) -> None:
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        self.samples = self.own + self.inputs.past_queries(generator)
+
+    def needs_pass(self, epoch: int) -> bool:
+        """Whether the epoch begins with an encoding of its samples: the first one does, and with a curriculum others.
+
+        Before every second epoch, the difficulties seen in training steps serve as well and cost nothing.
+        """
+        if epoch == 0 or self.settings.curriculum != "on":
+            return epoch == 0
+        return not self.observes or epoch % 2 == 0
+
+    @property
+    def observes(self) -> bool:
+        """Whether training steps tell difficulties. One of several processes would know those of its own steps only."""
+        return self.settings.curriculum == "on" and not self.settings.as_authors and self.processes == 1
+
+    def observe(self, members: list[int], features: Tensor, labels: Tensor, centers: Tensor, exist: Tensor) -> None:
+        """Notes the difficulties of a training step's samples for the epochs to come."""
+        if isinstance(self.sampler, DifficultyCurriculumSampler):
+            self.sampler.observe(torch.tensor(members), features.detach(), labels, centers, exist)
+
+    def observed(self) -> Tensor | None:
+        """(n,) difficulties from the last training steps; a query about a past turn has the turn's own."""
+        if not isinstance(self.sampler, DifficultyCurriculumSampler):
+            return None
+        own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.own)}
+        return self.sampler.difficulty[[own[sample.dialogue, sample.turn] for sample in self.samples]]
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """This process's share of the epoch's batches, as places in `samples`; each process has as many."""
+        settings, drawn = self.settings, self.sampler.indices.tolist()
+        if settings.as_authors:
+            batches = full_batches(drawn, settings.batch_size)
+        else:
+            seed = (settings.seed * 1_000_003 + epoch) * 4099
+            batches = length_buckets(self.samples, drawn, settings.batch_size, seed)
+        share = len(batches) // self.processes
+        own = batches[self.process : share * self.processes : self.processes]
+        return own or [batches[self.process % len(batches)]]
+
+
+class RandomShareSampler:
+    """All samples in random order, or a random share of them, anew each epoch."""
+
+    def __init__(self, size: int, *, share: float, seed: int) -> None:
+        self.size, self.count, self.seed, self.epoch = size, max(1, int(share * size)), seed, 0
+
+    def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+
+    @property
+    def indices(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.size, generator=generator)[: self.count]
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
+    """Batches of samples of like length, in random order.
+
+    The samples are cut into pools of `POOL` batches; each pool is sorted by length and cut into batches. Samples that
+    share an input stay together, so a batch may have more than `batch_size` of them.
+    """
+    batches = []
+    for pool in _cut(share_inputs(samples, indices), POOL * batch_size):
+        pool.sort(key=lambda group: _length(samples, group))
+        batches += [_flat(groups) for groups in _cut(pool, batch_size)]
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
+    return [batches[i] for i in order.tolist()]
+
+
+def full_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches in the order of the samples, of `batch_size` each; what is left over is dropped, as the authors do."""
+    count = max(1, len(indices) // batch_size)
+    return [list(indices[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
+
+
+def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
+    """Batches of like length for a pass in any order; the longest comes first, so that memory fails at once."""
+    groups = share_inputs(samples, range(len(samples)))
+    groups.sort(key=lambda group: -_length(samples, group))
+    return [_flat(batch) for batch in _cut(groups, batch_size)]
+
+
+def _length(samples: Sequence[Sample], group: Sequence[int]) -> int:
+    return max(samples[index].length for index in group)
+
+
+def _cut(groups: Sequence[list[int]], size: int) -> list[list[list[int]]]:
+    """The groups in runs of at least `size` members; the last may have fewer."""
+    runs: list[list[list[int]]] = []
+    room = 0
+    for group in groups:
+        if room <= 0:
+            runs.append([])
+            room = size
+        runs[-1].append(group)
+        room -= len(group)
+    return runs
+
+
+def _flat(groups: Sequence[list[int]]) -> list[int]:
+    return [index for group in groups for index in group]

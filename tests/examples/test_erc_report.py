@@ -1,0 +1,260 @@
+"""The page and the numbers of one run and of a comparison, and the comparison itself."""
+
+import csv
+import importlib.metadata
+import json
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import erc_tiny
+import reproduce
+import spcl_loss
+from erc import figures, report, train
+from erc.data import load_corpus
+from erc.report import by_dataset, collect, difference, difficulty_counts, label, spread
+from erc.settings import HEADS, Settings
+
+
+def test_difficulty_is_counted_for_all_and_for_the_drawn():
+    counts = difficulty_counts(torch.tensor([0.0, 0.1, 0.2, 1.0]), torch.tensor([0, 3, 1]))
+    assert (sum(counts["all"]), sum(counts["drawn"])) == (4, 3)
+    assert (counts["edges"][0], counts["edges"][-1]) == (0.0, 1.0)
+    assert counts["drawn"][-1] == counts["all"][-1] == 1
+    assert sum(difficulty_counts(torch.full((5,), 0.25), torch.arange(2))["all"]) == 5  # the same for all
+
+
+def test_the_environment_needs_no_installed_distribution(monkeypatch):
+    # run from the source tree, the library has no metadata
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    found = report.environment()
+    assert found["spcl-loss"] == spcl_loss.__version__
+    assert found["torch"] == torch.__version__
+
+
+def test_scores_are_in_percent_with_the_deviation_of_a_sample():
+    assert spread([0.01, 0.03]) == "2.00 ± 1.41"
+    assert spread([0.5]) == "50.00"
+
+
+def test_colours_of_nine_classes_are_told_apart_by_shape_too():
+    assert len(set(figures.COLORS)) == len(set(figures.MARKERS)) == 9
+
+
+def test_an_arm_is_named_by_what_differs():
+    settings = [
+        Settings(),
+        Settings(curriculum="all"),
+        Settings(objective="supcon", curriculum="half"),
+        Settings(objective="ce", curriculum="all"),
+        Settings(contrastive_weight=0.2, curriculum="all", seed=7),
+    ]
+    assert [label(one, settings) for one in settings] == [
+        "SPCL, curriculum", "SPCL", "SupCon, random half", "cross-entropy", "SPCL x 0.2 + cross-entropy",
+    ]  # fmt: skip
+    other = [Settings(), Settings(temperature=0.1)]
+    assert [label(one, other) for one in other] == [
+        "SPCL, curriculum, temperature 0.05", "SPCL, curriculum, temperature 0.1",
+    ]  # fmt: skip
+
+
+# The arms of a comparison
+
+
+@pytest.mark.parametrize("arm", reproduce.ARMS)
+@pytest.mark.parametrize("preset", ["cpu", "gpu", "mpnet", "paper", "paper-meld"])
+def test_every_arm_has_valid_settings_under_every_preset(arm, preset):
+    settings = reproduce.arm_settings(reproduce.ARMS[arm], preset, "IEMOCAP", 3)
+    assert (settings.seed, settings.dataset) == (3, "IEMOCAP")
+    spcls = arm.startswith("spcl") or arm == "both"
+    assert (settings.easy_threshold == 0.3) == (spcls and preset.startswith("paper"))  # it is SPCL's alone
+
+
+def test_arms_on_all_data_get_half_the_epochs_unless_they_name_them():
+    def epochs(options, common=()):
+        return reproduce.arm_settings(options, "cpu", "MELD", 0, common).epochs
+
+    found = {arm: epochs(options) for arm, options in reproduce.ARMS.items()}
+    half = ("spcl", "spcl-half")
+    assert found == {arm: 4 if arm in half else 2 for arm in reproduce.ARMS}
+    assert epochs("--curriculum all", ["--epochs", "1"]) == 1
+    assert epochs("--curriculum all --epochs 3") == 3
+
+
+def test_the_arm_has_the_last_word_and_the_common_options_the_second():
+    settings = reproduce.arm_settings("--batch-size 4", "gpu", "MELD", 0, ["--batch-size", "8", "--max-length", "64"])
+    assert (settings.batch_size, settings.max_length, settings.context_turns) == (4, 64, 4)
+
+
+def test_seeds_come_first_so_that_an_unfinished_comparison_has_all_arms():
+    runs = reproduce.grid(["MELD", "IEMOCAP"], {"ce": "--objective ce", "own": "--epochs 5"}, [0, 1], "cpu", [])
+    assert list(runs)[:4] == ["meld_ce_0", "iemocap_ce_0", "meld_own_0", "iemocap_own_0"]
+    assert [settings.seed for settings in runs.values()] == [0] * 4 + [1] * 4
+
+
+# A comparison from end to end
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return erc_tiny.encoder(tmp_path_factory.mktemp("encoder"))
+
+
+COMMON = [
+    "--limit", "8", "--epochs", "2", "--max-length", "40", "--precision", "fp32", "--queue-size", "8",
+    "--support-size", "2",
+]  # fmt: skip
+
+
+def command(encoder, output, *options):
+    start = ["--practice", "--seeds", "0", "1", "--preset", "cpu", "--output", str(output)]
+    return reproduce.main([*start, *options, "--", "--encoder", encoder, *COMMON])
+
+
+ARMS = ["--arms", "ce", "spcl", "--arm", "both=--contrastive-weight 0.5 --curriculum all --epochs 1"]
+
+
+@pytest.fixture(scope="module")
+def finished(encoder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("grid")
+    assert command(encoder, output, *ARMS) == 0
+    return output
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_results_hold_what_the_runs_hold(finished):
+    records = read(finished / "results.json")
+    assert len(records) == 6
+    assert {record["arm"] for record in records} >= {"SPCL, curriculum, epochs 2", "cross-entropy, epochs 1"}
+    for record in records:
+        result = read(finished / "runs" / record["folder"] / "result.json")
+        assert {name: record[name] for name in ("seed", "dev", "test")} == {
+            name: result[name] for name in ("seed", "dev", "test")
+        }
+    assert str(Path.home()) not in (finished / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_every_arm_with_its_figures(finished):
+    page = (finished / "report.md").read_text(encoding="utf-8")
+    assert "Finished runs: 6 of 6" in page
+    assert "**These runs saw only part of the dataset" in page
+    files = re.findall(r"!\[[^\]]+\]\((\S+)\)", page)
+    assert files == ["scores.png", "curves.png", "classes.png", "confusion.png", "map.png", "difficulty.png"]
+    for name in files:
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+    ((_, arms),) = by_dataset(collect([finished])).items()
+    for arm in arms:
+        assert f"| {arm.label} | 2 | lda | {spread(arm.scores('dev', 'lda', 'weighted_f1'))} |" in page
+        means = [100 * statistics.fmean(arm.scores(split, "prototype", "weighted_f1")) for split in ("dev", "test")]
+        assert f"{means[0]:.2f} / {means[1]:.2f}" in page
+    dev = [statistics.fmean(arm.scores("dev", "lda", "weighted_f1")) for arm in arms]
+    assert dev == sorted(dev, reverse=True)
+    base = next(arm for arm in arms if arm.settings.objective == "ce")
+    for arm in arms:
+        if arm is not base:
+            found = difference(arm, base)
+            assert f"| {100 * found['difference']:+.2f} | {100 * found['low']:+.2f} to" in page
+            point = np.mean(arm.scores("test", "lda", "weighted_f1")) - np.mean(
+                base.scores("test", "lda", "weighted_f1")
+            )
+            assert found["difference"] == pytest.approx(point)
+            assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_every_figure_has_all_arms_on_an_opaque_ground(finished):
+    ((_, arms),) = by_dataset(collect([finished])).items()
+    classes = list(arms[0].runs[0].result["test"]["lda"]["per_class_f1"])
+    drawn = {name: figure for name, _, figure in figures.draw(arms, classes)}
+    labels = [arm.label for arm in arms]
+    for name, figure in drawn.items():
+        assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0), name
+    for name in ("confusion", "map"):
+        assert [axes.get_title() for axes in drawn[name].axes] == labels
+    assert [text.get_text() for text in drawn["curves"].legends[0].get_texts()] == labels
+    assert [text.get_text() for text in drawn["classes"].axes[0].get_yticklabels()] == labels
+    assert [text.get_text().rsplit(" (", 1)[0] for text in drawn["scores"].axes[0].get_yticklabels()] == labels
+    assert [axes.get_title() for axes in drawn["difficulty"].axes] == [
+        "SPCL, curriculum, epochs 2, epoch 1", "SPCL, curriculum, epochs 2, epoch 2",
+    ]  # fmt: skip
+    assert all(axes.get_ylabel() for axes in drawn["confusion"].axes)
+
+
+def test_confusion_counts_true_by_predicted(finished):
+    ((_, arms),) = by_dataset(collect([finished])).items()
+    arm = next(arm for arm in arms if arm.settings.objective == "ce")
+    classes = list(arm.runs[0].result["test"]["lda"]["per_class_f1"])
+    expected = np.zeros((len(classes), len(classes)), dtype=int)
+    for seed in (0, 1):
+        with (finished / "runs" / f"practice-corpus_ce_{seed}" / "predictions.csv").open(encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["split"] == "test":
+                    expected[classes.index(row["gold"]), classes.index(row["lda"])] += 1
+    assert (arm.confusion(classes) == expected).all()
+    accuracy = np.mean(arm.scores("test", "lda", "accuracy"))
+    assert np.trace(expected) / expected.sum() == pytest.approx(accuracy)
+    assert tuple(arm.runs[0].result["test"]) == HEADS
+
+
+def test_a_finished_comparison_trains_nothing_again(encoder, finished, monkeypatch):
+    monkeypatch.setattr(train, "Training", lambda *_: pytest.fail("trained again"))
+    before = read(finished / "results.json")
+    assert command(encoder, finished, *ARMS) == 0
+    assert read(finished / "results.json") == before
+
+
+def test_an_interrupted_comparison_goes_on_with_the_run_that_it_was_in(finished, tmp_path, monkeypatch):
+    settings = Settings(**read(finished / "runs" / "practice-corpus_ce_0" / "settings.json"))
+    corpora = {settings.dataset: load_corpus(settings.dataset)}
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "score_test", stop)
+        with pytest.raises(KeyboardInterrupt):
+            list(reproduce.do({"ce": settings}, tmp_path, corpora))
+    assert not (tmp_path / "ce" / "result.json").exists()
+    ((_, result),) = reproduce.do({"ce": settings}, tmp_path, corpora)
+    assert result["test"] == read(finished / "runs" / "practice-corpus_ce_0" / "result.json")["test"]
+
+
+def test_runs_side_by_side_are_the_same_runs(encoder, finished, tmp_path):
+    assert command(encoder, tmp_path, "--arms", "ce", "--jobs", "2") == 0
+    paths = list((tmp_path / "runs").glob("*/predictions.csv"))
+    assert len(paths) == 2
+    for path in paths:
+        assert path.read_text() == (finished / "runs" / path.parent.name / path.name).read_text()
+
+
+def test_the_report_can_be_made_from_folders_of_any_name(finished, tmp_path):
+    assert reproduce.main(["--report", str(finished / "runs"), "--output", str(tmp_path)]) == 0
+    assert read(tmp_path / "results.json") == read(finished / "results.json")
+    assert "Finished runs" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_other_calls_count_as_planned_too(finished, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(report, "write_report", lambda runs, output, planned: seen.append((len(runs), planned)))
+    reproduce.report([finished / "runs"], tmp_path, ["practice-corpus_ce_0", "practice-corpus_supcon_0"])
+    assert seen == [(6, 7)]  # one of the planned ones is there, with five others
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert reproduce.main(["--report", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert f"error: no finished run in {tmp_path}" in capsys.readouterr().err
+    assert reproduce.main(["--practice", "--arm", "nameless", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: --arm must be NAME=OPTIONS; received 'nameless'\n"
+    with pytest.raises(SystemExit) as caught:
+        reproduce.main(["--practice", "--output", str(tmp_path), "--", "--epoch", "3", "--colour", "red"])
+    assert caught.value.code == 2
