@@ -26,7 +26,8 @@ from erc.checkpoint import read_state, write_state
 from erc.files import InputError
 from erc.folder import FIGURES, RunFolder
 from erc.report import result_table
-from erc.settings import HEADS, Settings
+from erc.settings import HEADS, OBJECTIVES, Settings
+from spcl_loss import METHODS, supervised_prototypical_contrastive_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -442,3 +443,29 @@ def test_class_weights_are_inverse_sizes(encoder, tmp_path):
     run = training(encoder, tmp_path, class_weights=True)
     run.class_counts = np.array([30, 10, 0])
     assert run.balanced_weights().tolist() == pytest.approx([2 / 3, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_each_objective_is_the_method_of_its_name(encoder, tmp_path, objective):
+    run = training(encoder, tmp_path, objective=objective, temperature=0.2)
+    memory = run.criterion.memory
+    memory.initialize(torch.randn(30, 32), torch.arange(30) % 3)
+    drawn, exist = memory.prototypes(advance=False)
+    features, labels = torch.randn(8, 32, requires_grad=True), torch.tensor([0, 1, 1, 2, 0, 2, 1, 0])
+    run.criterion.train()
+    loss = run.contrastive_loss(features, labels)
+    assert int(memory.cursors.sum()) == 8  # the curriculum measures against its class means
+    if objective == "ce":
+        assert float(loss) == 0
+        return
+    prototypes = {"supcon": None, "bcl": run.bare_model.prototypes, "eacl": run.bare_model.prototypes}
+    options = {**METHODS[objective], "temperature": 0.4 if objective in ("supcon", "bcl") else 0.2}
+    expected = supervised_prototypical_contrastive_loss(features, labels, prototypes.get(objective, drawn), **options)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert features.grad.norm() > 0
+    if objective in ("bcl", "eacl"):
+        assert run.bare_model.prototypes.grad.norm() > 0
+    else:
+        assert run.bare_model.prototypes is None
+    assert bool(exist.all())
