@@ -7,18 +7,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spcl_loss import SupervisedPrototypicalContrastiveLoss, _numerics
+from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, _numerics
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import Contrast, dense, operator, strips
 from spcl_loss._similarity.contrast import Upstream
 
 IMPLS = ["dense", "strips"]
-OPTIONS = [
-    {"easy_threshold": 0.3},
-    {"positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
-    {"similarity": "cosine", "positives": "outside", "contrast": "class_balanced"},
-    {"prototype_anchors": True},
-]
+OPTIONS = [METHODS["spcl"] | {"easy_threshold": 0.3}, METHODS["spdcl"], METHODS["bcl"], METHODS["eacl"]]
 
 
 def batch(N, C=4, D=8, dtype=torch.float32, seed=0):

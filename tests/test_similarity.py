@@ -9,10 +9,8 @@ from spcl_loss import METHODS
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from support import oracle
 
-SPCL = {"similarity": "shifted_cosine", "positives": "inside", "contrast": "all"}
-SPDCL = {"similarity": "shifted_cosine", "positives": "outside", "contrast": "negatives"}
-BCL = {"similarity": "cosine", "positives": "outside", "contrast": "class_balanced"}
-EACL = {"similarity": "shifted_cosine", "positives": "inside", "contrast": "all", "prototype_anchors": True}
+# Without thresholds: rounding would decide whether an anchor counts.
+SPCL, SPDCL, BCL, EACL = (METHODS[name] | {"easy_threshold": None} for name in ("spcl", "spdcl", "bcl", "eacl"))
 
 
 @st.composite

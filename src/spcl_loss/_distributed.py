@@ -88,7 +88,7 @@ def gather_rows(tensor: Tensor, counts: list[int], group: dist.ProcessGroup | No
 
 @contextmanager
 def refusing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Tells the other ranks when this one's arguments are refused; without it they would wait for this one for ever."""
+    """Tells the other ranks when this rank's arguments are refused. Otherwise they would wait for it for ever."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -102,7 +102,7 @@ _REFUSED = -1  # in place of a checksum: it agrees with none
 
 
 def _agree(embeddings: Tensor, size: int, group: dist.ProcessGroup | None, settings: Mapping[str, object]) -> list[int]:
-    """How many rows each rank holds; the same error on all of them where their settings differ."""
+    """Returns how many rows each rank holds. Where settings differ, all ranks raise the same error."""
     rows = embeddings.shape[0]
     if torch.compiler.is_compiling():  # a graph has fixed shapes: all batches have to be as long as this one
         counts = torch.empty(size, dtype=torch.int64, device=embeddings.device)
@@ -117,7 +117,7 @@ def _agree(embeddings: Tensor, size: int, group: dist.ProcessGroup | None, setti
 
 
 def _exchange(rows: int, checksum: int, size: int, group: dist.ProcessGroup | None) -> list[list[int]]:
-    """(rows, checksum) of every rank. Over the CPU where the group can, so that no GPU's queue is waited for."""
+    """(rows, checksum) of every rank. Uses the CPU where the group can, so as not to wait for a GPU's queue."""
     devices = [pair.split(":")[0] for pair in dist.get_backend_config(group).split(",")]
     device = "cpu" if "cpu" in devices else devices[0]
     headers = torch.empty(size, 2, dtype=torch.int64, device=device)

@@ -40,11 +40,14 @@ def full_precision(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def unit_rows(rows: Tensor) -> Tensor:
+def unit_rows(rows: Tensor, left_out: Tensor | None = None) -> Tensor:
     """Each row divided by its Euclidean norm; a zero row stays zero and gets a bounded gradient.
 
-    A row with a NaN or an infinity becomes NaN.
+    A row with a NaN or an infinity becomes NaN. Rows that are `left_out` (R,) become zeros: as candidates they would
+    pass a NaN on to the other rows.
     """
+    if left_out is not None:
+        rows = rows.masked_fill(left_out[:, None], 0)
     unit: Tensor = _UnitRows.apply(rows)[0]  # type: ignore[no-untyped-call]
     return unit
 

@@ -47,28 +47,32 @@ def supervised_prototypical_contrastive_loss(
                      "outside"         sum_{p in P(i)} s_ip / n_i
         denominator  "all"             log sum_j exp(s_ij)                over all candidates
                      "negatives"       log sum_j exp(s_ij)                over those with another label
-                     "class_balanced"  log sum_j exp(s_ij) / w_ij         over all candidates, w_ij being how many
-                                       candidates share j's class, the anchor counted, less one for a positive
+                     "class_balanced"  log sum_j exp(s_ij) / w_ij         over all candidates. w_ij is the number of
+                                       candidates of j's class: it includes the anchor, and is less by one where
+                                       j is a positive
 
-    Anchors with no positive do not count, nor do, with ``contrast="negatives"``, those with no negative. Where no
-    anchor counts the loss is a zero with a gradient graph. A NaN or an infinity in a row that counts makes it NaN.
+    An anchor without a positive does not count. With ``contrast="negatives"`` an anchor without a negative does not
+    count either. If no anchor counts, the loss is zero and can still be differentiated. A NaN or an infinity in a row
+    that counts makes the loss NaN.
 
     Args:
-        embeddings: (N, D) floating, any strides and any scale: rows are normalised here. Half precision is computed
-            in float32.
-        labels: (N,) integer classes; a row labelled `ignore_index` is neither anchor nor candidate.
-        prototypes: (C, D), row c standing for class c; gradients reach it where it requires them. None for a loss
-            over the batch alone.
-        candidates: (M, D) further candidates of known class, such as the entries of a memory or several prototypes of
-            a class. They are never anchors; gradients reach them where they require them.
-        candidate_labels: (M,) integer classes of the candidates; a row labelled `ignore_index` is no candidate.
+        embeddings: (N, D) floating, any strides and any scale: rows are normalised here. The loss of half precision
+            rows is computed in float32. Views (N, V, D) are flattened first: ``embeddings.flatten(0, 1)`` with
+            ``labels.repeat_interleave(V)``.
+        labels: (N,) integer classes from 0 on, of any size. A row labelled `ignore_index` is neither anchor nor
+            candidate.
+        prototypes: (C, D), row c is the prototype of class c. May require a gradient. None for a loss over the batch
+            alone.
+        candidates: (M, D) further candidates of known class, such as the entries of a memory, or several prototypes
+            of a class. They are never anchors. May require a gradient.
+        candidate_labels: (M,) integer classes of the candidates. A row labelled `ignore_index` is no candidate.
         temperature: divides the similarity.
-        similarity: "cosine" for cos, "shifted_cosine" for (1 + cos) / 2, which is the authors' choice: its temperature
-            0.05 is 0.10 on the plain cosine.
+        similarity: "cosine" for cos, or "shifted_cosine" for (1 + cos) / 2, the authors' choice. A temperature of 0.05
+            for the shifted cosine equals 0.10 for the plain one.
         positives: "inside" or "outside" the logarithm.
         contrast: "all", "negatives" or "class_balanced".
         easy_threshold: leaves out anchors whose loss is not above it. None keeps all.
-        prototype_anchors: whether prototypes are anchors too, behind the rows of the batch.
+        prototype_anchors: whether prototypes are anchors too. They follow the rows of the batch.
         prototype_mask: (C,) bool, which prototypes exist. None for all.
         class_weights: (C,) weight of an anchor by its label.
         sample_weight: (N,) weight of an anchor; that of a prototype is 1.
@@ -78,8 +82,8 @@ def supervised_prototypical_contrastive_loss(
         process_group: the ranks of `gather_distributed`. None for all.
         gather_distributed: whether the rows of all ranks form one batch. The loss is then the same on every rank, and
             the gradients of parameters, prototypes included, become those of a single process when DDP or FSDP
-            averages them. Prototypes and candidates must be the same on all ranks. False: the local loss, over this
-            rank's rows only, whose average is another loss.
+            averages them. Prototypes and candidates must be the same on all ranks. False: the loss over this rank's
+            rows only. The average of those over the ranks is another loss.
         impl: "auto", or the backend to use: "dense", "strips" or "triton"; results are the same.
 
     Returns:
@@ -114,7 +118,7 @@ def supervised_prototypical_contrastive_loss(
 
 
 def checked_batch(batch: Batch, options: Options, embedding_dim: int | None = None) -> Batch:
-    """The rows to compare, those of all ranks with `gather_distributed`, once the arguments are known to fit."""
+    """Checks the arguments. With `gather_distributed` it then gathers the rows of all ranks."""
     group = options.process_group
     shared = options.gather_distributed and world_size(group) > 1
     together = shared and not torch.compiler.is_compiling()  # a graph cannot carry what is sent after an error
@@ -129,7 +133,7 @@ def checked_batch(batch: Batch, options: Options, embedding_dim: int | None = No
 
 
 def loss_of_batch(batch: Batch, options: Options) -> Tensor:
-    """The loss of a batch that `checked_batch` has passed."""
+    """The loss of what `checked_batch` returned."""
     with full_precision(batch.embeddings.device.type):
         labels = _labels_of_candidates(batch, options.ignore_index)
         class_sizes = _class_sizes(labels)
@@ -157,7 +161,7 @@ def _labels_of_candidates(batch: Batch, ignore_index: int) -> Tensor:
 
 
 def _class_sizes(labels: Tensor) -> Tensor:
-    """How many rows share each row's class; by sorting, since the number of classes may be unknown or huge."""
+    """(R,) how many rows share each row's class. Sorts, since the number of classes may be unknown or huge."""
     ordered = labels.sort().values
     return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
 
@@ -195,7 +199,7 @@ def _contrast(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Option
 def _anchor_losses(
     statistics: Statistics, labels: Tensor, class_sizes: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each anchor (A,), and whether it has what it takes to count (A,)."""
+    """Loss of each anchor (A,), and whether it counts (A,): whether it has a positive and, if needed, a negative."""
     negative_lse, positive_lse, positive_sum = statistics
     anchors = slice(negative_lse.shape[0])
     positives, contrast = options.positives, options.contrast

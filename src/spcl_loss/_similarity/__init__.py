@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from spcl_loss._distributed import Ranks
+from spcl_loss._numerics import unit_rows
 from spcl_loss._similarity import dense
-from spcl_loss._similarity.contrast import Contrast, Statistics, unit_candidates
+from spcl_loss._similarity.contrast import Contrast, Statistics
 from spcl_loss._similarity.operator import contrast_statistics, uses_dense
 from spcl_loss._similarity.sharded import statistics_of_all_ranks
 
@@ -31,11 +32,11 @@ def compare(rows: Tensor, contrast: Contrast, impl: str, ranks: Ranks | None = N
         latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
     """
     if uses_dense(impl, rows):
-        return dense.statistics(unit_candidates(rows, contrast.labels), contrast)
+        return dense.statistics(unit_rows(rows, contrast.labels < 0), contrast)
     if torch._C._functorch.maybe_current_level() is not None:
         raise NotImplementedError(
             f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
         )
     if ranks is not None:
         return statistics_of_all_ranks(rows, contrast, impl, ranks)
-    return contrast_statistics(unit_candidates(rows, contrast.labels), contrast, impl)
+    return contrast_statistics(unit_rows(rows, contrast.labels < 0), contrast, impl)

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spcl_loss._numerics import unit_rows
-
 Statistics = tuple[Tensor, Tensor, Tensor]
 
 
@@ -30,8 +28,3 @@ class Upstream(NamedTuple):
     negative: Tensor  # (A,) first statistic; non-anchors may be among them, with finite values and zero gradients
     positive: Tensor  # (A,) second statistic
     grads: Tensor  # (3, A) gradients with respect to the three statistics
-
-
-def unit_candidates(rows: Tensor, labels: Tensor) -> Tensor:
-    """(R, D) rows of unit length. Rows that are no candidates become zeros: a NaN there would reach the others."""
-    return unit_rows(rows.masked_fill(labels[:, None] < 0, 0))

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from spcl_loss._distributed import Ranks, gather_rows
-from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream, unit_candidates
+from spcl_loss._numerics import unit_rows
+from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
 from spcl_loss._similarity.operator import contrast_gradient, contrast_statistics
 
 
@@ -38,9 +39,9 @@ def statistics_of_all_ranks(rows: Tensor, contrast: Contrast, impl: str, ranks: 
         num_grads=own_rows.shape[0],
     )
     with torch.no_grad():
-        rows = unit_candidates(rows[part.order], contrast.labels)
+        rows = unit_rows(rows[part.order], contrast.labels < 0)
     outputs: Statistics = _StatisticsOfAllRanks.apply(  # type: ignore[no-untyped-call]
-        unit_candidates(own_rows, own_labels), rows, contrast, part, ranks, impl
+        unit_rows(own_rows, own_labels < 0), rows, contrast, part, ranks, impl
     )
     return outputs
 

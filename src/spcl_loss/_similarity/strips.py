@@ -1,7 +1,8 @@
-"""The operator in tiles of bounded size, the upper triangle only: no N x N tensor, any device.
+"""The operator in tiles of bounded size, for any device. It holds no N x N tensor.
 
-The rows are compared with themselves, so the scores of one tile serve its rows and its columns. The gradient needs one
-symmetric matrix H, which is made again tile by tile from the statistics and their gradients::
+The rows are compared with themselves, so the scores are symmetric: only the upper triangle is computed, and each tile
+serves its rows and its columns. The gradient needs one symmetric matrix H. It is computed again, tile by tile, from the
+statistics and their gradients::
 
     H_ij = exp(s_ij) (a_i v_j + a_j v_i)         other label    a_i = d loss / d negative_i  exp(-negative_i)
     H_ij = exp(s_ij) (b_i + b_j) + c_i + c_j     same label     b_i likewise of positive_i, c_i = d loss / d sum_i
