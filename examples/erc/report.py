@@ -157,8 +157,8 @@ def write_report(runs: Sequence[Run], output: Path, planned: int | None = None) 
             file = f"{name}.png" if len(groups) == 1 else f"{name}-{number + 1}.png"
             atomically(output / file, partial(figure.savefig, format="png", dpi=150))
             lines += [f"![{caption}]({file})", "", caption, ""]
-        lines += ["Settings:", ""]
-        lines += [f"- {arm.label}: " + ", ".join(f"{k} {v}" for k, v in shared_settings(arm).items()) for arm in arms]
+        lines += ["Settings that differ from the defaults:", ""]
+        lines += [f"- {arm.label}: {', '.join(changes(arm))}" for arm in arms]
         lines += [""]
     made = sorted({json.dumps(run.result["environment"]) for run in runs})
     lines += ["Made on:", "", *(f"- {text}" for text in made), ""]
@@ -199,10 +199,11 @@ def _differences(arms: Sequence[Arm]) -> list[str]:
 
 
 def difference(one: Arm, other: Arm) -> dict[str, float] | None:
-    """`paired_bootstrap` of two arms on test, each with its own head; None where they have no seed in common."""
+    """`paired_bootstrap` of two arms on test, each with its own head; None without a common seed or test set."""
     pairs = {run.settings.seed: run for run in other.runs}
     common = [(run, pairs[run.settings.seed]) for run in one.runs if run.settings.seed in pairs]
-    if not common:
+    turns = [[(row["dialogue"], row["utterance"]) for row in run.test] for pair in common for run in pair]
+    if not common or any(other != turns[0] for other in turns):
         return None
     rows = common[0][0].test
     classes = list(one.runs[0].result["test"][one.head]["per_class_f1"])
@@ -215,10 +216,10 @@ def difference(one: Arm, other: Arm) -> dict[str, float] | None:
     return {"seeds": len(common), **paired_bootstrap(gold, ours, theirs, dialogues, len(classes))}
 
 
-def shared_settings(arm: Arm) -> dict[str, Any]:
-    """All settings but the seed; of an encoder in a folder only the folder's name."""
-    values = asdict(arm.settings) | {"encoder": encoder_name(arm.settings)}
-    return {name: value for name, value in values.items() if name != "seed"}
+def changes(arm: Arm) -> list[str]:
+    """The settings of an arm that are not the defaults."""
+    values = {**asdict(arm.settings), "encoder": encoder_name(arm.settings)}
+    return [f"{name} {value}" for name, value in values.items() if name != "seed" and value != getattr(Settings, name)]
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -227,7 +228,8 @@ def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
         {
             "arm": arm.label,
             "folder": run.folder.path.name,
-            **{k: v for k, v in run.result.items() if k != "environment"},
+            **{name: value for name, value in run.result.items() if name != "environment"},
+            "encoder": encoder_name(run.settings),
         }
         for arms in by_dataset(runs).values()
         for arm in arms

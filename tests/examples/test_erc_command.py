@@ -167,7 +167,7 @@ def run(*options, **environment):
 
 
 def test_the_smoke_preset_trains_on_the_practice_corpus(tmp_path):
-    done = run("--practice", "--preset", "smoke", "--output", str(tmp_path))
+    done = run("--practice", "--preset", "smoke", "--limit", "12", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "MELD" not in done.stdout
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(tmp_path):
         text=True,
     ) as process:
         deadline = time.monotonic() + 120
-        while not list(folder.glob("checkpoint-0002-*")) and time.monotonic() < deadline and process.poll() is None:
+        while not list(folder.glob("checkpoint-0001-*")) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
