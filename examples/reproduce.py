@@ -26,7 +26,7 @@ from typing import Any
 from erc.command import Parser, default_preset
 from erc.data import Corpus, load_corpus
 from erc.files import InputError
-from erc.folder import write_json
+from erc.folder import RunFolder, write_json
 from erc.practice import PRACTICE
 from erc.settings import PRESETS, Settings, add_options, given, preset
 
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
+        RunFolder(arguments.output).check()
         report(arguments.report, arguments.output) if arguments.report else _run(arguments)
     except (InputError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--arm", action="append", default=[], metavar="NAME=OPTIONS", help="a further arm; may be given several times"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 to 4")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process of its own")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; OMP_NUM_THREADS shares the cores")
     parser.add_argument("--report", nargs="+", type=Path, metavar="DIR", help="only report, on the runs in these")
     parser.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is one, else cpu")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the folder with meld/, iemocap/ and emorynlp/")

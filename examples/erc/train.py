@@ -41,6 +41,8 @@ from .model import CLIP_NORM, EmotionModel, load_encoder, load_model, loss_optio
 from .report import difficulty_counts, environment, write_run
 from .settings import Settings
 
+DESCRIBED = ("encoder", "objective", "contrastive_weight", "curriculum", "train_fraction", "seed")  # in result.json
+
 
 def train(
     settings: Settings,
@@ -309,11 +311,7 @@ class Training:
         settings, progress = self.settings, self.progress
         result = {
             "dataset": self.corpus.name,
-            "encoder": settings.encoder,
-            "objective": settings.objective,
-            "contrastive_weight": settings.contrastive_weight,
-            "curriculum": settings.curriculum,
-            "seed": settings.seed,
+            **{name: getattr(settings, name) for name in DESCRIBED},
             "train_samples": int(self.class_counts.sum()),
             "epochs": progress.epoch,
             "best_epoch": progress.best_epoch,

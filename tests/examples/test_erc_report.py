@@ -265,3 +265,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         reproduce.main(["--practice", "--output", str(tmp_path), "--", "--epoch", "3", "--colour", "red"])
     assert caught.value.code == 2
+    assert "unrecognized arguments: --colour red" in capsys.readouterr().err
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert reproduce.main(["--practice", "--output", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is a file: --output must name a folder\n"
