@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .batches import longest_first
+from .files import InputError
 from .inputs import Sample, collate
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def encode(
     rows = _everyones(features, accelerator)
     ordered = rows.new_empty(len(samples), rows.shape[1])
     ordered[_everyones(places, accelerator)] = rows
+    if not bool(ordered.isfinite().all()):
+        raise InputError("training diverged: representations are not finite; lower --encoder-rate or try fp32")
     return Encoded(ordered.double().cpu().numpy(), np.array([sample.label for sample in samples]))
 
 

@@ -17,6 +17,7 @@ from erc.evaluate import (
     score,
     weighted_f1_of_counts,
 )
+from erc.files import InputError
 from erc.inputs import Prompts, collate
 from erc.model import EmotionModel, load_encoder
 
@@ -60,6 +61,9 @@ def test_a_pass_in_batches_by_length_gives_each_sample_its_own_row(tmp_path):
         for i in range(0, len(samples), 7):
             features = model(collate([samples[i]], padding=0))[0]
             torch.testing.assert_close(torch.from_numpy(encoded.features[i]).float(), features[0])
+        next(model.backbone.encoder.layer[-1].parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="training diverged: representations are not finite"):
+        encode(model, samples[:3], Accelerator(), padding=0, batch_size=5, what="test")
 
 
 def test_reference_samples_are_drawn_once_for_a_seed_and_at_most_so_many_of_a_class():
