@@ -1,5 +1,6 @@
 """The Triton kernels under Triton's interpreter against the definition in float64, and through the compiler."""
 
+import functools
 import itertools
 
 import pytest
@@ -24,6 +25,7 @@ def _interpreted(monkeypatch):
     interpret(monkeypatch)
 
 
+@functools.cache
 def problem(seed, num_rows, width, num_anchors, num_grads, scale, dtype, weighted, with_sum, num_classes=4):
     """Arguments of the operator, and statistics and gradient of the definition in float64 at the rounded rows."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,10 +69,10 @@ def check(arguments, grads, expected, expected_gradient, with_sum, dtype):
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_gives_the_numbers_of_the_definition(monkeypatch, path, anchors, scale, dtype):
     choose(monkeypatch, path)
-    num_rows, num_anchors = 53, 53 if anchors == "all" else 45
+    num_rows, num_anchors = 37, 37 if anchors == "all" else 29
     num_grads = num_anchors if anchors == "batch_of_constants" else num_rows
     for with_sum in (False, True):
-        made = problem(0, num_rows, 37, num_anchors, num_grads, scale, dtype, with_sum, with_sum)
+        made = problem(0, num_rows, 20, num_anchors, num_grads, scale, dtype, with_sum, with_sum)
         check(*made, with_sum, dtype)
 
 
@@ -82,13 +84,33 @@ def test_pointers_give_the_numbers_of_descriptors(monkeypatch, path):
         check(*made, True, torch.float16)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_at_an_odd_address_are_copied(monkeypatch, path):
+    """Tensor descriptors want addresses at multiples of 16 bytes; a view may begin anywhere."""
+    choose(monkeypatch, path)
+    (rows, labels, log_weights, scale), grads, *_ = problem(1, 41, 48, 37, 41, 20.0, torch.float32, True, True)
+    shifted = torch.empty(rows.numel() + 1)[1:].view_as(rows).copy_(rows)
+    assert shifted.is_contiguous() and shifted.data_ptr() % 16
+    contrast = Contrast(labels, log_weights, scale, 37, 41, True, torch.float32)
+    found, expected = (dispatch.statistics(some, contrast) for some in (shifted, rows))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    gradients = [dispatch.gradient(some, contrast, Upstream(*found[:2], grads)) for some in (shifted, rows)]
+    assert torch.equal(*gradients)
+
+
+def test_an_environment_variable_selects_pointers(monkeypatch):
+    assert config.has_tensor_descriptors("sm_90")
+    monkeypatch.setenv("SPCL_TENSOR_DESCRIPTORS", "0")
+    assert not config.has_tensor_descriptors("sm_90")
+
+
 @pytest.mark.parametrize("with_sum", [False, True])
 def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     choose(monkeypatch, "tiles, sorted")
-    made = problem(5, 260, 16, 250, 260, 10.0, torch.float32, with_sum, with_sum, num_classes=2)
+    made = problem(5, 130, 16, 120, 130, 10.0, torch.float32, with_sum, with_sum, num_classes=2)
     labels = made[0][1]
-    order, place = dispatch._class_order(labels, 250)
-    assert torch.equal(order[place], torch.arange(260)) and torch.equal(order[250:], torch.arange(250, 260))
+    order, place = dispatch._class_order(labels, 120)
+    assert torch.equal(order[place], torch.arange(130)) and torch.equal(order[120:], torch.arange(120, 130))
     tile = config.TILES["interpreter"]["ieee"]["forward"]
     least, greatest = tiles.label_ranges(labels[order], tile)
     whole = least == greatest
@@ -97,11 +119,11 @@ def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     check(*made, with_sum, torch.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    num_rows=st.integers(1, 70),
-    width=st.integers(1, 80),
+    num_rows=st.integers(1, 50),
+    width=st.integers(1, 40),
     left_out=st.integers(0, 20),
     with_grads=st.booleans(),
     scale=st.sampled_from([0.1, 10.0, 40.0, 41.0, 200.0]),
@@ -132,7 +154,7 @@ def test_each_half_stands_alone(monkeypatch, path, scale):
     dtype, rounding = torch.float32, 2e-6 * max(scale, 10) / 10
     for few in (1, 17, 40):
         (rows, labels, log_weights, _), grads, expected, gradient = problem(
-            5, 90, 20, 77, few, scale, dtype, True, True
+            5, 60, 20, 50, few, scale, dtype, True, True
         )
         contrast = Contrast(labels, log_weights, scale, few, few, True, dtype)
         found = dispatch.statistics(rows, contrast)
@@ -165,7 +187,7 @@ def test_not_a_number_comes_through(monkeypatch, path, scale):
     choose(monkeypatch, path)
     (rows, labels, _, _), *_ = problem(2, 40, 20, 40, 40, scale, torch.float32, False, False, num_classes=2)
     labels = labels.abs()
-    rows[7] = torch.nan
+    rows = rows.index_fill(0, torch.tensor(7), torch.nan)
     contrast = Contrast(labels, None, scale, 40, 40, False, torch.float32)
     negative, positive, _ = dispatch.statistics(rows, contrast)
     others = torch.arange(40) != 7

@@ -1,17 +1,14 @@
 """The loss with impl="triton" under the interpreter: the numbers of `dense`, and what PyTorch asks of an operator."""
 
-import importlib.util
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from interpreted import PATHS, choose, dispatch, interpret, tiles
+from interpreted import PATHS, choose, interpret, tiles
 from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Contrast, operator, strips
+from spcl_loss._similarity import Contrast, operator
 from spcl_loss._similarity.kernels import config
 from support import oracle
 
@@ -50,7 +47,7 @@ def in_double(value):
 @st.composite
 def calls(draw):
     """(embeddings, labels, prototypes, options): every option, ragged sizes, any layout and integer dtype."""
-    N, C, D = draw(st.integers(0, 40)), draw(st.integers(1, 6)), draw(st.integers(1, 40))
+    N, C, D = draw(st.integers(0, 33)), draw(st.integers(1, 6)), draw(st.integers(1, 40))
     embeddings, labels, prototypes = batch(N, C, D, draw(st.integers(0, 2**32)))
     ignore_index = draw(st.sampled_from([-100, 0, 3]))
     labels[: draw(st.integers(0, 3))] = ignore_index
@@ -75,7 +72,7 @@ def calls(draw):
 
 
 @given(call=calls(), with_prototype_grads=st.booleans(), path=st.sampled_from(PATHS))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_every_option_gives_the_numbers_of_dense(call, with_prototype_grads, path):
     embeddings, labels, prototypes, options = call
     exact = [in_double(tensor) for tensor in (embeddings, labels, prototypes)]
@@ -191,36 +188,6 @@ def test_unavailable_is_said_with_the_reason_and_the_remedy(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(ValueError, match=r"impl='triton'.*float64"):
         spcl(torch.eye(3).double(), torch.arange(3), impl="triton")
-
-
-def rows_on_a_gpu(dtype=torch.float32):
-    """What the choice of a backend looks at."""
-    return SimpleNamespace(is_cuda=True, shape=(4, 3), device=torch.device("cuda", 0), dtype=dtype)
-
-
-def test_auto_takes_the_kernels_where_they_run(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert operator._backend("auto", rows_on_a_gpu()) is dispatch
-    assert not operator.uses_dense("auto", rows_on_a_gpu())
-    assert operator._backend("triton", rows_on_a_gpu()) is dispatch
-    assert operator._backend("auto", torch.eye(3)) is strips
-    assert operator._backend("auto", rows_on_a_gpu(torch.float64)) is strips
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert operator._backend("auto", rows_on_a_gpu()) is strips
-    with pytest.raises(ValueError, match=r"compute capability 8\.0"):
-        operator._backend("triton", rows_on_a_gpu())
-
-
-@pytest.mark.parametrize(("missing", "reason"), [("triton", "not installed"), ("triton.tools", r"3\.6")])
-def test_auto_does_without_triton(monkeypatch, missing, reason):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(missing) else find_spec(name))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert operator._backend("auto", rows_on_a_gpu()) is strips
-    assert operator.uses_dense("auto", rows_on_a_gpu())
-    with pytest.raises(ValueError, match=reason):
-        operator._backend("triton", rows_on_a_gpu())
 
 
 @pytest.mark.parametrize(("setting", "precision"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])

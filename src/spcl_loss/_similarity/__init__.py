@@ -31,7 +31,7 @@ def compare(rows: Tensor, contrast: Contrast, impl: str, ranks: Ranks | None = N
         the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
         latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
     """
-    if uses_dense(impl, rows):
+    if uses_dense(impl, contrast):
         return dense.statistics(unit_rows(rows, contrast.labels < 0), contrast)
     if torch._C._functorch.maybe_current_level() is not None:
         raise NotImplementedError(

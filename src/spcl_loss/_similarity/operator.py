@@ -15,7 +15,8 @@ from torch import Tensor
 from spcl_loss._numerics import full_precision
 from spcl_loss._similarity import strips
 from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
-from spcl_loss._similarity.kernels.config import unavailable_reason
+from spcl_loss._similarity.kernels import config
+from spcl_loss._similarity.kernels.probe import kernels_work
 
 # Rows above which strips overtake dense: measured by benchmarks/loss.py, see docs/performance.md.
 _DENSE_ROWS = 128
@@ -40,30 +41,35 @@ def contrast_gradient(rows: Tensor, contrast: Contrast, upstream: Upstream, impl
     return gradient
 
 
-def uses_dense(impl: str, rows: Tensor) -> bool:
+def uses_dense(impl: str, contrast: Contrast) -> bool:
     """Whether the dense definition is taken: for few rows, and under torch.func's transforms."""
     if impl != "auto":
         return impl == "dense"
     if torch._C._functorch.maybe_current_level() is not None:
         return True
-    return rows.shape[0] <= _DENSE_ROWS and not _prefers_kernels(rows.device, rows.dtype)
+    return contrast.labels.shape[0] <= _DENSE_ROWS and not _prefers_kernels(contrast)
 
 
-def _prefers_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether kernels serve few rows too. A graph being traced cannot ask; the operator itself will."""
-    return device.type == "cuda" and (torch.compiler.is_compiling() or unavailable_reason(device, dtype) is None)
+def _prefers_kernels(contrast: Contrast) -> bool:
+    """Whether kernels serve few rows too. A traced graph cannot ask about the device; the operator itself will."""
+    device, product_dtype = contrast.labels.device, contrast.product_dtype
+    if torch.compiler.is_compiling():
+        return device.type == "cuda" and config.is_half(product_dtype)
+    return config.preferred(device, product_dtype)
 
 
-def _backend(impl: str, rows: Tensor) -> Any:
-    """The module that computes. The one with kernels, and triton with it, is imported only when it is chosen."""
-    reason = None if impl == "strips" else unavailable_reason(rows.device, rows.dtype)
-    if impl == "triton" and reason is not None:
-        raise ValueError(f"impl='triton' cannot be used: {reason}. Pass impl=\"auto\" to have a backend chosen")
-    if impl == "triton" or (impl == "auto" and rows.is_cuda and reason is None):
-        from spcl_loss._similarity.kernels import dispatch
+def _backend(impl: str, contrast: Contrast) -> Any:
+    """The module that computes. Modules that import triton are imported only when the kernels are chosen."""
+    device, product_dtype = contrast.labels.device, contrast.product_dtype
+    if impl == "triton":
+        reason = config.unavailable_reason(device, product_dtype)
+        if reason is not None:
+            raise ValueError(f"impl='triton' cannot be used: {reason}. Pass impl=\"auto\" to have a backend chosen")
+    elif impl == "strips" or not (config.preferred(device, product_dtype) and kernels_work(device, contrast)):
+        return strips
+    from spcl_loss._similarity.kernels import dispatch
 
-        return dispatch
-    return strips
+    return dispatch
 
 
 @torch.library.custom_op("spcl_loss::contrast_statistics", mutates_args=())
@@ -80,7 +86,7 @@ def _statistics_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     contrast = Contrast(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
     with full_precision(rows.device.type):
-        outputs: Statistics = _backend(impl, rows).statistics(rows, contrast)
+        outputs: Statistics = _backend(impl, contrast).statistics(rows, contrast)
     return outputs
 
 
@@ -106,7 +112,7 @@ def _gradient_op(
 ) -> Tensor:
     contrast = Contrast(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
     with full_precision(rows.device.type):  # autocast may be on where `backward()` is called
-        gradient: Tensor = _backend(impl, rows).gradient(rows, contrast, Upstream(negative, positive, grads))
+        gradient: Tensor = _backend(impl, contrast).gradient(rows, contrast, Upstream(negative, positive, grads))
     return gradient
 
 

@@ -1,1 +1,1 @@
-"""The operator in Triton kernels. Importing this package imports no triton; `dispatch` does."""
+"""The operator in Triton kernels. `dispatch` is the backend, and the only way to the modules that need triton."""

@@ -105,7 +105,7 @@ def _h(scores, of_i, of_j, with_sum, PLAIN: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def gradient_of_slices(
     rows, labels, log_weights, num_weights, negative, positive, grads, largest, result, log2_scale, scale,
-    num_rows, num_anchors, num_grads, width, stride, with_sum,
+    num_rows, num_anchors, num_grads, width, result_width, with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, PLAIN: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
@@ -119,18 +119,18 @@ def gradient_of_slices(
     )
     gradient = tl.zeros((BM, BD), tl.float32)
     for j0 in range(0, num_rows, BN):
-        scores = inner_products(rows, rows, i0, j0, num_rows, width, stride, BM, BN, BK, False, DTYPE, PRECISION)
+        scores = inner_products(rows, rows, i0, j0, num_rows, width, BM, BN, BK, False, DTYPE, PRECISION)
         j = j0 + tl.arange(0, BN)
         of_j = _coefficients(
             labels, log_weights, num_weights, negative, positive, grads, inverse, j, num_rows, num_anchors, -2, PLAIN
         )
         h = _h(scores * log2_scale, of_i, of_j, with_sum, PLAIN)
         h = tl.where(i[:, None] == j[None, :], 0.0, h)
-        rows_j = block(rows, j0, d0, num_rows, width, stride, BN, BD, False).to(DTYPE)
+        rows_j = block(rows, j0, d0, num_rows, width, BN, BD, False).to(DTYPE)
         gradient = tl.dot(h.to(DTYPE), rows_j, gradient, input_precision=PRECISION)
     d = d0 + tl.arange(0, BD)
-    inside = (i[:, None] < num_grads) & (d[None, :] < width)
-    tl.store(result + i[:, None].to(tl.int64) * width + d[None, :], gradient * (scale / inverse), mask=inside)
+    inside = (i[:, None] < num_grads) & (d[None, :] < result_width)
+    tl.store(result + i[:, None].to(tl.int64) * result_width + d[None, :], gradient * (scale / inverse), mask=inside)
 
 
 def _largest_gradient(grads: Tensor, product_dtype: torch.dtype) -> Tensor:
@@ -144,9 +144,10 @@ def small(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
     negative, positive, grads = (tensor.contiguous() for tensor in upstream)
     num_rows, width = rows.shape
     tile = tile_for(rows, contrast, "small")
+    operand = operand_of(rows, rows.dtype)
     result = rows.new_empty(num_grads, width)
     gradient_of_slices[(triton.cdiv(num_grads, tile.rows), triton.cdiv(width, tile.part))](
-        rows.contiguous(),
+        operand,
         labels,
         *weights_pointer(rows, log_weights),
         negative,
@@ -159,7 +160,7 @@ def small(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
         num_rows,
         negative.shape[0],
         num_grads,
-        width,
+        operand.shape[1],
         width,
         int(with_sum),
         BD=tile.part,
@@ -287,7 +288,7 @@ def _store_uniform_h(
 @triton.jit(do_not_specialize=SIZES)
 def h_of_tiles(
     left, right, labels, ranges, table, workspace, workspace_twice, log2_scale, first_i, first_j, num_rows, width,
-    stride, num_i, workspace_stride, with_sum,
+    num_i, workspace_stride, with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
@@ -296,7 +297,7 @@ def h_of_tiles(
     column = tl.program_id(0) // num_i * BN
     i0 = first_i + row
     j0 = first_j + column
-    scores = inner_products(left, right, i0, j0, num_rows, width, stride, BM, BN, BK, TMA, DTYPE, PRECISION)
+    scores = inner_products(left, right, i0, j0, num_rows, width, BM, BN, BK, TMA, DTYPE, PRECISION)
     scores *= log2_scale
     all_agree, none_agree = label_agreement(ranges, i0, j0, num_rows, BM, BN)
     if PLAIN and (all_agree | none_agree) & ((j0 >= i0 + BM) | (i0 >= j0 + BN)):
@@ -361,8 +362,7 @@ def tiled(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
                 top,
                 left,
                 num_rows,
-                width,
-                operand.stride(0),
+                operand.shape[1],
                 num_i,
                 breadth,
                 int(with_sum),

@@ -1,9 +1,10 @@
-"""Where the Triton kernels run, and with which tiles. Imports no triton: `auto` asks here before it loads them."""
+"""Where the Triton kernels run, and with which tiles. Imports triton only to ask for its version."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
+import re
 from typing import NamedTuple
 
 import torch
@@ -103,20 +104,32 @@ _INTERPRETED = {name: Tile(16, 32, 16, 4, 1, 16) for name in TILES["sm_80"]["hal
 TILES["interpreter"] = dict.fromkeys(("half", "tf32", "ieee"), _INTERPRETED)
 
 
-def unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why rows of this dtype on this device cannot go through the kernels; None where they can."""
-    if dtype != torch.float32:
-        return f"the kernels compute in float32; rows are {dtype}"
+def preferred(device: torch.device, product_dtype: torch.dtype) -> bool:
+    """Whether `auto` takes the kernels, if they prove to work.
+
+    Products in full float32 do not use the tensor cores here and are slower than the vendor's: strips take those.
+    """
+    if device.type != "cuda" or precision(product_dtype) == "ieee":
+        return False
+    return unavailable_reason(device, product_dtype) is None
+
+
+def unavailable_reason(device: torch.device, product_dtype: torch.dtype) -> str | None:
+    """Why these products on this device cannot go through the kernels; None where they can."""
+    if product_dtype == torch.float64:
+        return f"the kernels compute in float32; rows are {product_dtype}"
     if device.type == "cpu" and not interpreted():
         return "rows are on the CPU, which only Triton's interpreter serves (environment variable TRITON_INTERPRET=1)"
     if device.type not in ("cpu", "cuda"):
         return f"the kernels run on CUDA devices; rows are on {device.type}"
     if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0)):
         return "the kernels want an NVIDIA device of compute capability 8.0 or newer"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
-        return "this Triton has no tensor descriptors; the kernels want 3.6 or newer"
+    try:
+        version = importlib.import_module("triton").__version__
+    except ImportError as error:
+        return f"Triton is not installed, or cannot be imported ({error})"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (3, 6):
+        return f"the kernels want Triton 3.6 or newer; this is Triton {version}"
     return None
 
 
@@ -134,12 +147,15 @@ def architecture(device: torch.device) -> str:
 
 
 def has_tensor_descriptors(architecture: str) -> bool:
-    """Whether operands are loaded through the tensor memory accelerator. Otherwise: pointers and cp.async."""
-    return architecture != "sm_80"
+    """Whether operands are loaded through the tensor memory accelerator. Otherwise: pointers and cp.async.
+
+    For diagnosis, the environment variable SPCL_TENSOR_DESCRIPTORS=0 selects pointers everywhere.
+    """
+    return architecture != "sm_80" and os.environ.get("SPCL_TENSOR_DESCRIPTORS", "1") != "0"
 
 
 def is_half(product_dtype: torch.dtype) -> bool:
-    return product_dtype != torch.float32
+    return product_dtype in (torch.float16, torch.bfloat16)
 
 
 def precision(product_dtype: torch.dtype) -> str:

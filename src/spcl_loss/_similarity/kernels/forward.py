@@ -73,7 +73,7 @@ def _natural_log(total, PLAIN: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def statistics_of_few_rows(
     rows, labels, log_weights, num_weights, negatives, positives, positive_sums, log2_scale, num_rows, num_anchors,
-    width, stride, with_sum,
+    width, with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +85,7 @@ def statistics_of_few_rows(
     positive = tl.full((BM,), 0.0 if PLAIN else -float("inf"), tl.float32)
     positive_sum = tl.zeros((BM,), tl.float32)
     for j0 in range(0, num_rows, BN):
-        products = inner_products(rows, rows, i0, j0, num_rows, width, stride, BM, BN, BK, False, DTYPE, PRECISION)
+        products = inner_products(rows, rows, i0, j0, num_rows, width, BM, BN, BK, False, DTYPE, PRECISION)
         j = j0 + tl.arange(0, BN)
         label_j, weight = candidate(labels, log_weights, num_weights, j, num_rows, -2, PLAIN)
         same = label_i[:, None] == label_j[None, :]
@@ -108,17 +108,17 @@ def small(rows: Tensor, contrast: Contrast) -> Statistics:
     """The statistics of at most `config.SMALL_ROWS` rows."""
     labels, log_weights, scale, num_anchors, _, with_sum, _ = contrast
     tile = tile_for(rows, contrast, "small")
+    operand = operand_of(rows, rows.dtype)
     outputs = rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
     statistics_of_few_rows[(triton.cdiv(num_anchors, tile.rows),)](
-        rows.contiguous(),
+        operand,
         labels,
         *weights_pointer(rows, log_weights),
         *outputs,
         scale * LOG2E.value,
         rows.shape[0],
         num_anchors,
-        rows.shape[1],
-        rows.shape[1],
+        operand.shape[1],
         int(with_sum),
         **product_constants(tile, contrast),
     )
@@ -197,7 +197,7 @@ def _store_uniform(
 @triton.jit(do_not_specialize=SIZES)
 def statistics_of_tiles(
     left, right, labels, ranges, weights, row_parts, column_parts, log2_scale, first, num_rows, num_anchors,
-    width, stride, num_i, num_j, with_sum,
+    width, num_i, num_j, with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
@@ -212,7 +212,7 @@ def statistics_of_tiles(
     if block_j * BN + BN - 1 > block_i * BM:
         i0 = first + block_i * BM
         j0 = first + block_j * BN
-        scores = inner_products(left, right, i0, j0, num_rows, width, stride, BM, BN, BK, TMA, DTYPE, PRECISION)
+        scores = inner_products(left, right, i0, j0, num_rows, width, BM, BN, BK, TMA, DTYPE, PRECISION)
         row = row_parts + block_j.to(tl.int64) * num_i * BM + block_i * BM + tl.arange(0, BM)
         row_stat = num_j.to(tl.int64) * num_i * BM
         column = column_parts + block_i.to(tl.int64) * num_j * BN + block_j * BN
@@ -278,7 +278,7 @@ def tiled(rows: Tensor, contrast: Contrast) -> Statistics:
     weights = candidate_weights(rows, labels, log_weights, plain)
     labels = dense_labels(labels)
     ranges = label_ranges(labels, tile)
-    num_rows, width = rows.shape
+    num_rows, width = operand.shape
     for first, height in forward_strips(num_rows, num_anchors, tile):
         num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)
         row_parts = rows.new_empty(3, num_j, num_i * tile.rows)
@@ -295,7 +295,6 @@ def tiled(rows: Tensor, contrast: Contrast) -> Statistics:
             num_rows,
             num_anchors,
             width,
-            operand.stride(0),
             num_i,
             num_j,
             int(with_sum),

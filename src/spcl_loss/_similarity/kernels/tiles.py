@@ -28,12 +28,14 @@ SIZES = (
     "num_weights", "first_statistic", "first", "first_i", "first_j",
     "num_rows", "num_anchors", "num_grads", "num_i", "num_j", "with_sum",
 )  # fmt: skip
+_WIDTH_UNIT = 16  # entries; Triton knows an argument to be a multiple of 16 or of nothing
+_ADDRESS_UNIT = 16  # bytes
 # Multiplications and additions in one instruction: Triton is about to change its default.
 FUSED = {"enable_fp_fusion": True}
 
 
 @triton.jit
-def block(rows, first, k, num_rows, width, stride, HEIGHT: tl.constexpr, DEPTH: tl.constexpr, TMA: tl.constexpr):
+def block(rows, first, k, num_rows, width, HEIGHT: tl.constexpr, DEPTH: tl.constexpr, TMA: tl.constexpr):
     """HEIGHT rows from `first` on, DEPTH of their entries from `k` on; zeros beyond the edges."""
     if TMA:
         return rows.load([first, k])
@@ -41,20 +43,20 @@ def block(rows, first, k, num_rows, width, stride, HEIGHT: tl.constexpr, DEPTH: 
         i = first + tl.arange(0, HEIGHT)
         d = k + tl.arange(0, DEPTH)
         inside = (i[:, None] < num_rows) & (d[None, :] < width)
-        return tl.load(rows + i[:, None].to(tl.int64) * stride + d[None, :], mask=inside, other=0.0)
+        return tl.load(rows + i[:, None].to(tl.int64) * width + d[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def inner_products(
-    left, right, i0, j0, num_rows, width, stride,
+    left, right, i0, j0, num_rows, width,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of inner products <left_i, right_j> in float32: rows from i0 on, columns from j0 on."""
     products = tl.zeros((BM, BN), tl.float32)
     for k in range(0, width, BK):
-        rows_i = block(left, i0, k, num_rows, width, stride, BM, BK, TMA).to(DTYPE)
-        rows_j = block(right, j0, k, num_rows, width, stride, BN, BK, TMA).to(DTYPE)
+        rows_i = block(left, i0, k, num_rows, width, BM, BK, TMA).to(DTYPE)
+        rows_j = block(right, j0, k, num_rows, width, BN, BK, TMA).to(DTYPE)
         products = tl.dot(rows_i, rows_j.T, products, input_precision=PRECISION)
     return products
 
@@ -124,11 +126,16 @@ def descriptors(rows: Tensor) -> bool:
     return config.has_tensor_descriptors(config.architecture(rows.device))
 
 
-def operand_of(rows: Tensor, product_dtype: torch.dtype) -> Tensor:
-    """The rows in the products' dtype. Each begins at a multiple of 16 bytes, which the copy engine requires."""
-    padding = -rows.shape[1] % (16 // product_dtype.itemsize)
-    operand = rows.to(product_dtype)
-    return (torch.nn.functional.pad(operand, (0, padding)) if padding else operand).contiguous()
+def operand_of(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows in this dtype, contiguous, aligned, and padded with zeros to a multiple of 16 entries.
+
+    Vector loads, asynchronous copies on sm_80 among them, want such widths, and tensor descriptors want rows and a base
+    address at multiples of 16 bytes.
+    """
+    padding = -rows.shape[1] % _WIDTH_UNIT
+    operand = rows.to(dtype)
+    operand = (torch.nn.functional.pad(operand, (0, padding)) if padding else operand).contiguous()
+    return operand.clone() if operand.data_ptr() % _ADDRESS_UNIT else operand
 
 
 def blocks_of(matrix: Tensor, *shapes: tuple[int, int]) -> tuple[Any, ...]:
