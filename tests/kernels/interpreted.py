@@ -13,7 +13,7 @@ with pytest.MonkeyPatch.context() as _environment:
 
     from spcl_loss._similarity.kernels import dispatch, tiles
 
-__all__ = ["PATHS", "choose", "dispatch", "interpret", "tiles"]
+__all__ = ["PATHS", "choose", "dispatch", "interpret", "interpreter", "tiles"]
 
 PATHS = ("small", "tiles", "tiles, sorted")
 

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from spcl_loss._similarity.contrast import Contrast, Upstream
-from spcl_loss._similarity.kernels import config, dispatch
+from spcl_loss._similarity.kernels import config, dispatch, tiles
 
 WIDTH = 1000  # no multiple of 16: the launchers pad the operands, so this compiles what an aligned width compiles
 
@@ -41,6 +41,21 @@ def compile_only(architecture, compiled):
         compiled[found.hash] = kernel.fn.__name__, options, found
 
     JITFunction.run = compile_kernel
+
+
+def check_descriptors():
+    """What cuTensorMapEncodeTiled demands, asserted on every descriptor that a launcher makes."""
+    from_tensor = tiles.TensorDescriptor.from_tensor
+
+    def checked(matrix, block_shape):
+        assert matrix.data_ptr() % 16 == 0, "the base address is not aligned"
+        assert matrix.stride(1) == 1 and matrix.stride(0) * matrix.itemsize % 16 == 0, matrix.stride()
+        assert 0 < matrix.stride(0) * matrix.itemsize < 2**40 and all(0 < size <= 2**32 for size in matrix.shape)
+        assert all(0 < size <= 256 for size in block_shape), block_shape
+        assert block_shape[1] * matrix.itemsize % 16 == 0, block_shape
+        return from_tensor(matrix, block_shape)
+
+    tiles.TensorDescriptor = SimpleNamespace(from_tensor=checked)
 
 
 def run_paths(dtype, sizes):
@@ -95,6 +110,7 @@ def described(name, options, kernel):
 def main(architecture):
     compiled = {}
     compile_only(architecture, compiled)
+    check_descriptors()
     few, many = config.SMALL_ROWS, 600
     run_paths(torch.bfloat16, (few, many))
     torch.set_float32_matmul_precision("high")

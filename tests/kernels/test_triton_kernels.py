@@ -107,10 +107,10 @@ def test_an_environment_variable_selects_pointers(monkeypatch):
 @pytest.mark.parametrize("with_sum", [False, True])
 def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     choose(monkeypatch, "tiles, sorted")
-    made = problem(5, 130, 16, 120, 130, 10.0, torch.float32, with_sum, with_sum, num_classes=2)
+    made = problem(5, 220, 16, 210, 220, 10.0, torch.float32, with_sum, with_sum, num_classes=2)
     labels = made[0][1]
-    order, place = dispatch._class_order(labels, 120)
-    assert torch.equal(order[place], torch.arange(130)) and torch.equal(order[120:], torch.arange(120, 130))
+    order, place = dispatch._class_order(labels, 210)
+    assert torch.equal(order[place], torch.arange(220)) and torch.equal(order[210:], torch.arange(210, 220))
     tile = config.TILES["interpreter"]["ieee"]["forward"]
     least, greatest = tiles.label_ranges(labels[order], tile)
     whole = least == greatest

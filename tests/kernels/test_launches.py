@@ -1,0 +1,105 @@
+"""What the interpreter hides by running one program after the other: races, and the order of programs."""
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from interpreted import PATHS, choose, dispatch, interpret, interpreter
+from spcl_loss._similarity import Contrast
+from spcl_loss._similarity.contrast import Upstream
+
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning")
+
+
+class Programs:
+    """Runs the programs of every launch in a shuffled order, and notes which addresses each of them touches."""
+
+    def __init__(self, monkeypatch):
+        self.generator = np.random.default_rng(0)
+        self.loads, self.stores = {}, {}
+        builder = interpreter.InterpreterBuilder
+        set_grid_dim, set_grid_idx = builder.set_grid_dim, builder.set_grid_idx
+        load, store = builder.create_masked_load, builder.create_masked_store
+
+        def start(builder, *grid):
+            self.check()
+            self.grid, self.order = grid, self.generator.permutation(np.prod(grid))
+            set_grid_dim(builder, *grid)
+
+        def choose_program(builder, *index):
+            self.program = self.order[np.ravel_multi_index(index, self.grid)]
+            set_grid_idx(builder, *map(int, np.unravel_index(self.program, self.grid)))
+
+        def masked_load(builder, pointers, mask, *rest, **named):
+            self._note(self.loads, pointers, mask)
+            return load(builder, pointers, mask, *rest, **named)
+
+        def masked_store(builder, pointers, value, mask, *rest, **named):
+            self._note(self.stores, pointers, mask)
+            return store(builder, pointers, value, mask, *rest, **named)
+
+        monkeypatch.setattr(builder, "set_grid_dim", start)
+        monkeypatch.setattr(builder, "set_grid_idx", choose_program)
+        monkeypatch.setattr(builder, "create_masked_load", masked_load)
+        monkeypatch.setattr(builder, "create_masked_store", masked_store)
+
+    def _note(self, touched, pointers, mask):
+        touched.setdefault(self.program, set()).update(pointers.data[mask.data].ravel().tolist())
+
+    def check(self):
+        """After a launch: what one program stores no other program stores or loads."""
+        owner = {}
+        for program, addresses in self.stores.items():
+            assert not owner.keys() & addresses, "two programs of a launch store to one address"
+            owner.update(dict.fromkeys(addresses, program))
+        for program, addresses in self.loads.items():
+            shared = owner.keys() & addresses
+            assert all(owner[address] == program for address in shared), "a program loads what another one stores"
+        self.loads.clear()
+        self.stores.clear()
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    interpret(monkeypatch)
+
+
+def _store_at_one_address(out):
+    tl.store(out, tl.program_id(0))
+
+
+def _load_from_a_neighbour(out):
+    program = tl.program_id(0)
+    tl.store(out + program, program)
+    tl.load(out + 1 - program)
+
+
+@pytest.mark.parametrize("kernel", [_store_at_one_address, _load_from_a_neighbour])
+def test_a_race_is_seen(monkeypatch, kernel):
+    programs = Programs(monkeypatch)
+    triton.jit(kernel)[(2,)](torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(AssertionError, match="store"):
+        programs.check()
+
+
+@pytest.mark.parametrize("descriptors", [True, False])
+@pytest.mark.parametrize("scale", [10.0, 200.0])
+@pytest.mark.parametrize("path", PATHS)
+def test_programs_of_a_launch_are_independent(monkeypatch, path, scale, descriptors):
+    choose(monkeypatch, path, descriptors)
+    rows, labels = torch.nn.functional.normalize(torch.randn(45, 20)), torch.randint(-1, 3, (45,))
+    contrast = Contrast(labels, torch.randn(45), scale, 39, 43, True, torch.float16)
+    grads = torch.randn(3, 39) * (labels[:39] >= 0)
+
+    def run():
+        found = dispatch.statistics(rows, contrast)
+        return [*found, dispatch.gradient(rows, contrast, Upstream(*found[:2], grads))]
+
+    expected = run()
+    programs = Programs(monkeypatch)
+    found = run()
+    assert programs.stores
+    programs.check()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
