@@ -11,9 +11,9 @@ with pytest.MonkeyPatch.context() as _environment:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from spcl_loss._similarity.kernels import dispatch, tiles
+    from spcl_loss._similarity.kernels import backward, dispatch, tiles
 
-__all__ = ["PATHS", "choose", "dispatch", "interpret", "interpreter", "tiles"]
+__all__ = ["PATHS", "backward", "choose", "dispatch", "interpret", "interpreter", "tiles"]
 
 PATHS = ("small", "tiles", "tiles, sorted")
 
@@ -29,7 +29,7 @@ def choose(monkeypatch, path, descriptors=True):
     monkeypatch.setattr(config, "SMALL_ROWS", 10**6 if path == "small" else 0)
     monkeypatch.setattr(config, "SORTED_ROWS", 0 if path.endswith("sorted") else 10**9)
     monkeypatch.setattr(config, "STRIP_ROWS", 32)
-    monkeypatch.setattr(config, "LOWEST_STRIP", 32)
+    monkeypatch.setattr(config, "H_STRIP_ROWS", 32)
     monkeypatch.setattr(config, "WORKSPACE_BYTES", 6000)
     monkeypatch.setattr(config, "has_tensor_descriptors", lambda architecture: descriptors)
 

@@ -1,4 +1,4 @@
-"""What the interpreter hides by running one program after the other: races, and the order of programs."""
+"""Launches: how much they compute, and what the interpreter hides by running one program after the other."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
-from interpreted import PATHS, choose, dispatch, interpret, interpreter
+from interpreted import PATHS, backward, choose, dispatch, interpret, interpreter
 from spcl_loss._similarity import Contrast
 from spcl_loss._similarity.contrast import Upstream
+from spcl_loss._similarity.kernels import config
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning")
 
@@ -103,3 +104,45 @@ def test_programs_of_a_launch_are_independent(monkeypatch, path, scale, descript
     assert programs.stores
     programs.check()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Launches are noted, as (kernel, number of programs, arguments), instead of run; tiles are those of an H100."""
+    noted = []
+
+    def launch(kernel, grid):
+        def note(*args, **constants):
+            arguments = dict(zip(kernel.arg_names, args, strict=False)) | constants
+            noted.append((kernel.fn.__name__, grid[0], arguments))
+
+        return note
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__getitem__", launch)
+    monkeypatch.setattr(config, "architecture", lambda device: "sm_90")
+    return noted
+
+
+def step(num_rows):
+    rows, labels = torch.zeros(num_rows, 16), torch.zeros(num_rows, dtype=torch.int64)
+    contrast = Contrast(labels, None, 10.0, num_rows, num_rows, False, torch.bfloat16)
+    negative, positive, _ = dispatch.statistics(rows, contrast)
+    dispatch.gradient(rows, contrast, Upstream(negative, positive, torch.zeros(3, num_rows)))
+
+
+def computed_scores(kernel, num_programs, arguments):
+    height, width, num_i = arguments["BM"], arguments["BN"], arguments["num_i"]
+    program = torch.arange(num_programs)
+    below_diagonal = (program // num_i + 1) * width - 1 <= program % num_i * height
+    skipped = below_diagonal.sum() if kernel == "statistics_of_tiles" else 0
+    return int(num_programs - skipped) * height * width
+
+
+@pytest.mark.parametrize(("num_rows", "bound"), [(8192, 2.26), (16384, 2.13), (32768, 2.07), (65536, 2.04)])
+def test_scores_are_computed_for_little_more_than_half_the_pairs(monkeypatch, launches, num_rows, bound):
+    """Units of N^2 D multiplications: 2.0 would be half the pairs in each pass, and H times the rows once."""
+    products = []
+    monkeypatch.setattr(backward, "accumulate", lambda target, h, rows: products.append(h.numel()))
+    step(num_rows)
+    products += [computed_scores(*launch) for launch in launches if launch[0] in ("statistics_of_tiles", "h_of_tiles")]
+    assert 2.0 < sum(products) / num_rows**2 <= bound

@@ -18,8 +18,9 @@ SORTED_ROWS = 8192
 WORKSPACE_BYTES = 768 << 20
 # Rows of the forward pass whose partial statistics are kept before they are added up.
 STRIP_ROWS = 8192
-# Least number of rows of H per matrix product: fewer would not fill a GPU.
-LOWEST_STRIP = 4096
+# Rows of H that the workspace holds. A matrix product of fewer would not fill a GPU. Of more rows, a larger part of H
+# would be computed twice: below the diagonal too, within the strip's own columns.
+H_STRIP_ROWS = 4096
 
 
 class Tile(NamedTuple):
@@ -174,11 +175,10 @@ def _allows_tf32() -> bool:
 
 
 def workspace_shape(num_rows: int, num_anchors: int, tile: Tile, product_dtype: torch.dtype) -> tuple[int, int]:
-    """Height and breadth of the workspace of H, in whole tiles: all columns, unless that makes it too low."""
-    elements = WORKSPACE_BYTES // product_dtype.itemsize
-    all_rows, all_columns = _round_up(num_anchors, tile.rows), _round_up(num_rows, tile.columns)
-    height = min(all_rows, max(LOWEST_STRIP, elements // all_columns // tile.rows * tile.rows))
-    return height, min(all_columns, max(1, elements // height // tile.columns) * tile.columns)
+    """Height and breadth of the workspace of H, in whole tiles: all columns, as far as `WORKSPACE_BYTES` allow it."""
+    height = min(_round_up(num_anchors, tile.rows), _round_up(H_STRIP_ROWS, tile.rows))
+    fitting = WORKSPACE_BYTES // product_dtype.itemsize // height // tile.columns
+    return height, min(_round_up(num_rows, tile.columns), max(1, fitting) * tile.columns)
 
 
 def forward_strips(num_rows: int, num_anchors: int, tile: Tile) -> list[tuple[int, int]]:
