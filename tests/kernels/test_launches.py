@@ -5,6 +5,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from interpreted import PATHS, backward, choose, dispatch, interpret, interpreter
 from spcl_loss._similarity import Contrast
@@ -146,3 +147,33 @@ def test_scores_are_computed_for_little_more_than_half_the_pairs(monkeypatch, la
     step(num_rows)
     products += [computed_scores(*launch) for launch in launches if launch[0] in ("statistics_of_tiles", "h_of_tiles")]
     assert 2.0 < sum(products) / num_rows**2 <= bound
+
+
+class Operators(TorchDispatchMode):
+    """Notes all operators that compute, or that read a value on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view and "empty" not in function.__name__:
+            self.noted.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("num_rows", "most"), [(256, 4), (257, 20), (4096, 20), (8191, 31)])
+def test_few_operators_and_launches(launches, num_rows, most):
+    """Below some 4,000 rows their number decides how long a step takes."""
+    with Operators() as operators:
+        step(num_rows)
+    assert not {"_local_scalar_dense.default", "nonzero.default", "item.default"} & set(operators.noted)
+    operators.noted = [name for name in operators.noted if name != "zeros.default"]  # the step's inputs
+    assert len(operators.noted) + len(launches) <= most, (operators.noted, [name for name, *_ in launches])
+
+
+def test_sorted_rows_read_nothing_on_the_host(launches):
+    with Operators() as operators:
+        step(config.SORTED_ROWS)
+    assert not {"_local_scalar_dense.default", "nonzero.default", "item.default"} & set(operators.noted)
+    assert sum(name.startswith("sort") for name in operators.noted) == 4

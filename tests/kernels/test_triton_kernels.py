@@ -112,7 +112,8 @@ def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     order, place = dispatch._class_order(labels, 210)
     assert torch.equal(order[place], torch.arange(220)) and torch.equal(order[210:], torch.arange(210, 220))
     tile = config.TILES["interpreter"]["ieee"]["forward"]
-    least, greatest = tiles.label_ranges(labels[order], tile)
+    reordered = Contrast(labels[order], None, 10.0, 210, 220, False, torch.float32)
+    _, (least, greatest), _ = tiles.described_rows(made[0][0][order], reordered, tile)
     whole = least == greatest
     assert (whole[:, None] & whole & (least[:, None] == least)).triu(2).any()  # a tile is two groups wide
     assert (greatest[:, None] < least).triu(2).any()

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spcl_loss import _numerics
-from spcl_loss._numerics import accumulate
+from spcl_loss._numerics import accumulate, widening_product
 from spcl_loss._similarity.contrast import Contrast, Upstream
 from spcl_loss._similarity.kernels.config import is_half, workspace_shape
 from spcl_loss._similarity.kernels.tiles import (
@@ -24,12 +24,11 @@ from spcl_loss._similarity.kernels.tiles import (
     block,
     blocks_of,
     candidate,
-    dense_labels,
+    described_rows,
     descriptors,
     halves,
     inner_products,
     label_agreement,
-    label_ranges,
     operand_of,
     product_constants,
     tile_for,
@@ -337,16 +336,16 @@ def tiled(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
         HALF=is_half(product_dtype),
         **FUSED,
     )
-    labels = dense_labels(labels)
+    labels, ranges, _ = described_rows(rows, contrast, tile)
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
     factor = operand[:, :width]
-    ranges = label_ranges(labels, tile)
-    result = rows.new_zeros(num_grads, width)
     # H is zero between rows that are no anchors, and of no use between rows whose gradient is not wanted.
     wanted_rows = min(num_anchors, num_grads)
     height, breadth = workspace_shape(num_rows, wanted_rows, tile, product_dtype)
     workspace = rows.new_empty(height, breadth, dtype=product_dtype)
+    one_block = wanted_rows == num_grads <= height and num_rows <= breadth
+    result = rows.new_empty(0) if one_block else rows.new_zeros(num_grads, width)
     for top in range(0, wanted_rows, height):
         i = slice(top, min(top + height, wanted_rows))
         for left in range(top, num_rows, breadth):
@@ -371,6 +370,9 @@ def tiled(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
                 **constants,
             )
             h = workspace[: i.stop - top, : j.stop - left]
+            if one_block:
+                result = widening_product(h, factor)
+                break
             accumulate(result[i], h, factor[j])
             new = slice(max(i.stop, left), min(j.stop, num_grads))  # columns that are not rows of this strip too
             if new.start < new.stop:

@@ -63,7 +63,7 @@ def _class_order(labels: Tensor, *ends: int) -> tuple[Tensor, Tensor]:
     starts = (0, *ends[:-1])
     pieces = [labels[start:end].argsort(stable=True) + start for start, end in zip(starts, ends, strict=True)]
     order = torch.cat([*pieces, torch.arange(ends[-1], labels.shape[0], device=labels.device)])
-    return order, order.argsort()
+    return order, torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
 
 
 def _reordered(contrast: Contrast, order: Tensor) -> Contrast:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,13 +18,11 @@ from spcl_loss._similarity.kernels.tiles import (
     SIZES,
     blocks_of,
     candidate,
-    candidate_weights,
-    dense_labels,
+    described_rows,
     descriptors,
     halves,
     inner_products,
     label_agreement,
-    label_ranges,
     operand_of,
     product_constants,
     tile_for,
@@ -205,7 +201,7 @@ def statistics_of_tiles(
 
     The strip begins at row and column `first`. row_parts: (3, num_j, num_i * BM), column_parts:
     (3, num_i, num_j * BN). Tiles without a pair write nothing, and `add_parts` does not read their places.
-    `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN); `ranges`: see `label_ranges`.
+    `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN); `ranges`: see `describe_rows`.
     """
     block_i = tl.program_id(0) % num_i  # successive programs share columns, and the strip's rows stay in the cache
     block_j = tl.program_id(0) // num_i
@@ -235,18 +231,27 @@ def statistics_of_tiles(
 
 @triton.jit(do_not_specialize=SIZES)
 def add_parts(
-    row_parts, column_parts, totals, first_statistic, first, num_anchors, num_i, num_j,
+    row_parts, column_parts, negatives, positives, positive_sums, first_statistic, first, num_anchors, num_i, num_j,
     BM: tl.constexpr, BN: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Adds a strip's partial statistics to totals (3, A): WIDTH rows, one statistic per program on the second axis."""
+    """Adds a strip's partial statistics to those of the strips before: WIDTH rows, one statistic per program.
+
+    Outputs: (A,) each. A statistic is complete once the strip that holds its row has been added. Only then is it what
+    the operator returns; before, it is a sum of exponentials (PLAIN) or a base-2 logarithm.
+    """
     statistic = first_statistic + tl.program_id(1)
     x0 = tl.program_id(0) * WIDTH
     x = x0 + tl.arange(0, WIDTH)
     part = tl.arange(0, PARTS)
-    total = totals + statistic.to(tl.int64) * num_anchors + first + x
+    total = negatives
+    if statistic == 1:
+        total = positives
+    if statistic == 2:
+        total = positive_sums
+    total += first + x
     mine = first + x < num_anchors
-    result = tl.load(total, mask=mine, other=0.0)
     empty: tl.constexpr = 0.0 if PLAIN else -float("inf")
+    result = tl.load(total, mask=first + x < tl.where(first > 0, num_anchors, 0), other=empty)
     columns = column_parts + statistic.to(tl.int64) * num_i * num_j * BN
     for first_part in range(0, tl.minimum(num_i, tl.cdiv(x0 + WIDTH, BM)), PARTS):
         index = first_part + part
@@ -261,23 +266,25 @@ def add_parts(
             written = (index[:, None] < num_j) & above & (x[None, :] < num_i * BM) & mine[None, :]
             terms = tl.load(rows + index[:, None].to(tl.int64) * num_i * BM + x[None, :], mask=written, other=empty)
             result = _add(result, _reduce(terms, 0, PLAIN), PLAIN)
+        complete = x < num_i * BM
+        if statistic == 2:
+            result = tl.where(complete, result / LOG2E, result)
+        else:
+            result = tl.where(complete, _natural_log(result, PLAIN), result)
     tl.store(total, result, mask=mine)
 
 
 def tiled(rows: Tensor, contrast: Contrast) -> Statistics:
     """The statistics of any number of rows, in strips whose partial statistics fit the workspace."""
-    labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = contrast
+    _, _, scale, num_anchors, _, with_sum, product_dtype = contrast
     tile = tile_for(rows, contrast, "forward")
     constants = product_constants(tile, contrast)
-    plain = constants["PLAIN"]
-    totals = rows.new_zeros(3, num_anchors)
-    if not plain:
-        totals[:2] = -math.inf
+    outputs = rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
+    if not with_sum:
+        outputs[2].zero_()
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
-    weights = candidate_weights(rows, labels, log_weights, plain)
-    labels = dense_labels(labels)
-    ranges = label_ranges(labels, tile)
+    labels, ranges, weights = described_rows(rows, contrast, tile)
     num_rows, width = operand.shape
     for first, height in forward_strips(num_rows, num_anchors, tile):
         num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)
@@ -303,12 +310,12 @@ def tiled(rows: Tensor, contrast: Contrast) -> Statistics:
             **constants,
         )
         # The sum of scores is added as a sum even where the other two are logarithms.
-        for statistic, count, as_sums in ((0, 2, plain), (2, int(with_sum), True)):
+        for statistic, count, as_sums in ((0, 2, constants["PLAIN"]), (2, int(with_sum), True)):
             if count:
                 add_parts[(triton.cdiv(num_anchors - first, 32), count)](
                     row_parts,
                     column_parts,
-                    totals,
+                    *outputs,
                     statistic,
                     first,
                     num_anchors,
@@ -321,5 +328,4 @@ def tiled(rows: Tensor, contrast: Contrast) -> Statistics:
                     PLAIN=as_sums,
                     **FUSED,
                 )
-    negative, positive = ((log.log() if plain else log / LOG2E.value).clamp_min(LOG_ZERO.value) for log in totals[:2])
-    return negative, positive, totals[2] / LOG2E.value
+    return outputs

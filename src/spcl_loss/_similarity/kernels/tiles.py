@@ -80,7 +80,7 @@ def candidate(labels, log_weights, num_weights, index, num_rows, OUTSIDE: tl.con
 def label_agreement(ranges, i0, j0, num_rows, BM: tl.constexpr, BN: tl.constexpr):
     """Returns (all pairs of a tile share a label, no pair does); both are False if undecided.
 
-    ranges: (2, groups), see `label_ranges`.
+    ranges: see `describe_rows`.
     """
     GROUP: tl.constexpr = BM if BM < BN else BN
     least_i, greatest_i = _label_range(ranges, i0, num_rows, BM, GROUP)
@@ -96,6 +96,48 @@ def _label_range(ranges, first, num_rows, HEIGHT: tl.constexpr, GROUP: tl.conste
     least = tl.load(ranges + group, mask=group < num_groups, other=-2)
     greatest = tl.load(ranges + num_groups + group, mask=group < num_groups, other=-2)
     return tl.min(least, 0), tl.max(greatest, 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def describe_rows(
+    labels, log_weights, num_weights, places, ranges, weights, num_rows, GROUP: tl.constexpr, PLAIN: tl.constexpr
+):  # fmt: skip
+    """Describes GROUP rows once for all tiles.
+
+    places: (R,) the places of the rows' classes in the sorted labels; becomes -1 where a label is negative.
+    ranges: (2, groups) the least and the greatest place of each group of rows.
+    weights: (R,) see `candidate`.
+    """
+    group = tl.program_id(0)
+    index = group * GROUP + tl.arange(0, GROUP)
+    inside = index < num_rows
+    label, weight = candidate(labels, log_weights, num_weights, index, num_rows, -2, PLAIN)
+    place = tl.load(places + index, mask=inside, other=-2)
+    place = tl.where(inside & (label < 0), -1, place)
+    tl.store(places + index, place, mask=inside)
+    tl.store(weights + index, weight, mask=inside)
+    tl.store(ranges + group, tl.min(place, 0))
+    tl.store(ranges + tl.cdiv(num_rows, GROUP) + group, tl.max(place, 0))
+
+
+def described_rows(rows: Tensor, contrast: Contrast, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+    """(R,) labels in 32 bits, which compare in one instruction, `ranges` and `weights`; see `describe_rows`."""
+    labels, group = contrast.labels, min(tile.rows, tile.columns)
+    places = torch.searchsorted(labels.sort().values, labels, out_int32=True)
+    num_groups = triton.cdiv(rows.shape[0], group)
+    ranges, weights = places.new_empty(2, num_groups), rows.new_empty(rows.shape[0])
+    describe_rows[(num_groups,)](
+        labels,
+        *weights_pointer(rows, contrast.log_weights),
+        places,
+        ranges,
+        weights,
+        rows.shape[0],
+        GROUP=group,
+        PLAIN=contrast.scale <= PLAIN_SCALE,
+        **FUSED,
+    )
+    return places, ranges, weights
 
 
 def product_constants(tile: Tile, contrast: Contrast) -> dict[str, Any]:
@@ -145,25 +187,6 @@ def blocks_of(matrix: Tensor, *shapes: tuple[int, int]) -> tuple[Any, ...]:
     return tuple(TensorDescriptor.from_tensor(matrix, list(shape)) for shape in shapes)
 
 
-def dense_labels(labels: Tensor) -> Tensor:
-    """The same classes in 32 bits, which compare in one instruction: the place of a class's first row when sorted."""
-    return torch.searchsorted(labels.sort().values, labels, out_int32=True).masked_fill_(labels < 0, -1)
-
-
-def label_ranges(labels: Tensor, tile: Tile) -> Tensor:
-    """(2, groups) the least and the greatest label of each group of min(BM, BN) rows."""
-    group = min(tile.rows, tile.columns)
-    groups = torch.nn.functional.pad(labels, (0, -labels.shape[0] % group), value=-2).view(-1, group)
-    return torch.stack([groups.amin(1), groups.amax(1)])
-
-
 def weights_pointer(rows: Tensor, log_weights: Tensor | None) -> tuple[Tensor, int]:
     """The kernels' arguments `log_weights, num_weights`: a pointer, and the number of weights to read there."""
     return (rows, 0) if log_weights is None else (log_weights.contiguous(), rows.shape[0])
-
-
-def candidate_weights(rows: Tensor, labels: Tensor, log_weights: Tensor | None, plain: bool) -> Tensor:
-    """(R,) the weights that `candidate` computes, once for all tiles."""
-    logs = rows.new_zeros(rows.shape[0]) if log_weights is None else log_weights
-    logs = logs.masked_fill(labels < 0, -math.inf)
-    return logs.exp() if plain else logs * LOG2E.value
