@@ -15,7 +15,7 @@ SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227}
 PRODUCTS = {"sm_80": ["mma.sync"], "sm_90": ["wgmma"], "sm_100": ["tcgen05.mma"]}
 SMALL = {"statistics_of_few_rows", "gradient_of_slices"}
 TILED = {"statistics_of_tiles", "h_of_tiles"}
-OTHERS = {"add_parts", "coefficients_of_rows"}
+OTHERS = {"add_parts", "coefficients_of_rows", "describe_rows"}
 
 
 def compiled_kernels(architecture):
