@@ -130,7 +130,7 @@ def test_auto_warns_once_and_goes_on_where_the_kernels_fail(monkeypatch, on_a_gp
     monkeypatch.setattr(dispatch, broken, function)
     with pytest.warns(RuntimeWarning, match=reason) as caught:
         found = on_a_gpu("auto")
-    assert len(caught) == 1
+    assert sum("Triton kernels" in str(warning.message) for warning in caught) == 1
     assert equal(found, on_a_gpu("strips"))
     assert equal(on_a_gpu("auto"), found)  # a second warning would be an error
 
