@@ -13,8 +13,15 @@ with pytest.MonkeyPatch.context() as _environment:
 
     from spcl_loss._similarity.kernels import backward, dispatch, tiles
 
-__all__ = ["PATHS", "backward", "choose", "dispatch", "interpret", "interpreter", "tiles"]
+__all__ = ["PATHS", "WARNINGS", "backward", "choose", "dispatch", "interpret", "interpreter", "tiles"]
 
+# The interpreter's NumPy on values that are meant: the logarithm of an empty sum, -inf, and the maximum of NaNs.
+# The last one is Triton 3.6's own, on its scalars.
+WARNINGS = [
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"),
+]
 PATHS = ("small", "tiles", "tiles, sorted")
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import triton
 
-from interpreted import choose, dispatch, interpret
+from interpreted import WARNINGS, choose, dispatch, interpret
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import Contrast, operator, strips
 from spcl_loss._similarity.kernels import config, probe
 from support import oracle
 
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning")
+pytestmark = WARNINGS
 NUM_ROWS = 40
 
 

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interpreted import PATHS, backward, choose, dispatch, interpret, interpreter
+from interpreted import PATHS, WARNINGS, backward, choose, dispatch, interpret, interpreter
 from spcl_loss._similarity import Contrast
 from spcl_loss._similarity.contrast import Upstream
 from spcl_loss._similarity.kernels import config
 
-pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning")
+pytestmark = WARNINGS
 
 
 class Programs:

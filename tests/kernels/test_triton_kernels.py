@@ -8,16 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interpreted import PATHS, choose, dispatch, interpret, tiles
+from interpreted import PATHS, WARNINGS, choose, dispatch, interpret, tiles
 from spcl_loss._similarity import Contrast, dense
 from spcl_loss._similarity.contrast import Upstream
 from spcl_loss._similarity.kernels import config
 
-# What the interpreter's NumPy says of values that are meant: the logarithm of an empty sum, -inf, and a NaN's maximum.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning"),
-]
+pytestmark = WARNINGS
 
 
 @pytest.fixture(autouse=True)

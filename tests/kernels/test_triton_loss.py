@@ -5,17 +5,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from interpreted import PATHS, choose, interpret, tiles
+from interpreted import PATHS, WARNINGS, choose, interpret, tiles
 from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import Contrast, operator
 from spcl_loss._similarity.kernels import config
 from support import oracle
 
-pytestmark = [
-    # What NumPy says of values that are meant: the logarithm of an empty sum, -inf.
-    pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning"),
-]
+pytestmark = WARNINGS
 OPTIONS = METHODS | {"spcl": METHODS["spcl"] | {"easy_threshold": 0.3}}  # as in the authors' code
 IMPLS = ("triton", "dense")
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
