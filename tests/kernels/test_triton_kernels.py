@@ -105,8 +105,9 @@ def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     choose(monkeypatch, "tiles, sorted")
     made = problem(5, 220, 16, 210, 220, 10.0, torch.float32, with_sum, with_sum, num_classes=2)
     labels = made[0][1]
-    order, place = dispatch._class_order(labels, 210)
-    assert torch.equal(order[place], torch.arange(220)) and torch.equal(order[210:], torch.arange(210, 220))
+    order = dispatch._class_order(labels, 210)
+    assert torch.equal(order.sort().values, torch.arange(220)) and torch.equal(order[210:], torch.arange(210, 220))
+    assert torch.equal(dispatch._restored(labels[order], order), labels)
     tile = config.TILES["interpreter"]["ieee"]["forward"]
     reordered = Contrast(labels[order], None, 10.0, 210, 220, False, torch.float32)
     _, (least, greatest), _ = tiles.described_rows(made[0][0][order], reordered, tile)

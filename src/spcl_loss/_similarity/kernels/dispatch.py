@@ -33,10 +33,9 @@ def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
     with torch.cuda.device_of(rows):
         if rows.shape[0] < config.SORTED_ROWS:
             return compute(rows, contrast)
-        order, inverse = _class_order(contrast.labels, num_anchors)
+        order = _class_order(contrast.labels, num_anchors)
         negative, positive, positive_sum = compute(rows[order], _reordered(contrast, order))
-        inverse = inverse[:num_anchors]
-        return negative[inverse], positive[inverse], positive_sum[inverse]
+        return _restored(negative, order), _restored(positive, order), _restored(positive_sum, order)
 
 
 def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
@@ -48,22 +47,26 @@ def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
     with torch.cuda.device_of(rows):
         if rows.shape[0] < config.SORTED_ROWS:
             return compute(rows, contrast, upstream)
-        order, inverse = _class_order(contrast.labels, *sorted({min(num_grads, num_anchors), num_anchors}))
+        order = _class_order(contrast.labels, *sorted({min(num_grads, num_anchors), num_anchors}))
         anchors = order[:num_anchors]
         upstream = Upstream(upstream.negative[anchors], upstream.positive[anchors], upstream.grads[:, anchors])
-        return compute(rows[order], _reordered(contrast, order), upstream)[inverse[:num_grads]]
+        return _restored(compute(rows[order], _reordered(contrast, order), upstream), order)
 
 
-def _class_order(labels: Tensor, *ends: int) -> tuple[Tensor, Tensor]:
-    """A permutation of the rows that makes members of a class neighbours, and its inverse.
+def _class_order(labels: Tensor, *ends: int) -> Tensor:
+    """A permutation of the rows that makes members of a class neighbours.
 
     Each range of rows up to one of the `ends` is sorted by itself, so that anchors stay in front. Rows behind the last
     end keep their places: they are prototypes, one per class and in order.
     """
     starts = (0, *ends[:-1])
     pieces = [labels[start:end].argsort(stable=True) + start for start, end in zip(starts, ends, strict=True)]
-    order = torch.cat([*pieces, torch.arange(ends[-1], labels.shape[0], device=labels.device)])
-    return order, torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
+    return torch.cat([*pieces, torch.arange(ends[-1], labels.shape[0], device=labels.device)])
+
+
+def _restored(values: Tensor, order: Tensor) -> Tensor:
+    """Values of the leading rows in `_class_order`, back at the places of the rows. Needs no inverse, no sort."""
+    return torch.empty_like(values).index_copy_(0, order[: values.shape[0]], values)
 
 
 def _reordered(contrast: Contrast, order: Tensor) -> Contrast:
