@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,34 +16,41 @@ POOL = 50  # batches that are sorted by length together: enough for little paddi
 
 
 class Epochs:
-    """The training set epoch by epoch: `prepare` makes an epoch's samples, `begin` draws among them.
+    """The training set epoch by epoch: `prepare` makes an epoch's samples, `indices` are those that it trains on.
 
     Attributes:
         samples: n, of the prepared epoch: every turn's own query, then queries about past turns, drawn for the epoch.
-        sampler: draws those of them that the epoch trains on, for all processes.
+        sampler: the curriculum, None without one.
     """
 
     def __init__(self, settings: Settings, inputs: Windows | Prompts, processes: int, process: int) -> None:
         self.settings, self.inputs, self.processes, self.process = settings, inputs, processes, process
         self.own = inputs.own_queries()
         self.prepare(0)
-        self.sampler: DifficultyCurriculumSampler | RandomShareSampler
+        self.sampler: DifficultyCurriculumSampler | None = None
         if settings.curriculum == "on":
             self.sampler = DifficultyCurriculumSampler(
                 torch.zeros(len(self.samples)),  # difficulties come with the first epoch
                 num_epochs=settings.epochs,
                 draw="bernoulli" if settings.as_authors else "fixed",
                 seed=settings.seed,
-                num_replicas=1,
+                num_replicas=1,  # the epoch's batches, not its samples, are shared among the processes
                 rank=0,
             )
-        else:
-            share = {"all": 1.0, "half": 0.5}[settings.curriculum]
-            self.sampler = RandomShareSampler(len(self.samples), share=share, seed=settings.seed)
 
     def prepare(self, epoch: int) -> None:
+        self.epoch = epoch
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         self.samples = self.own + self.inputs.past_queries(generator)
+
+    @property
+    def indices(self) -> Tensor:
+        """The places in `samples` of what the epoch trains on, in the order in which they are drawn."""
+        if self.sampler is not None:
+            return self.sampler.indices
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
+        drawn = torch.randperm(len(self.samples), generator=generator)
+        return drawn if self.settings.curriculum == "all" else drawn[: max(1, len(drawn) // 2)]
 
     def needs_pass(self, epoch: int) -> bool:
         """Whether the epoch begins with an encoding of its samples: the first one does, and with a curriculum others.
@@ -62,51 +68,27 @@ class Epochs:
 
     def observe(self, members: list[int], features: Tensor, labels: Tensor, centers: Tensor, exist: Tensor) -> None:
         """Notes the difficulties of a training step's samples for the epochs to come."""
-        if isinstance(self.sampler, DifficultyCurriculumSampler):
+        if self.sampler is not None:
             self.sampler.observe(torch.tensor(members), features.detach(), labels, centers, exist)
 
     def observed(self) -> Tensor | None:
         """(n,) difficulties from the last training steps; a query about a past turn has the turn's own."""
-        if not isinstance(self.sampler, DifficultyCurriculumSampler):
+        if self.sampler is None:
             return None
         own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.own)}
         return self.sampler.difficulty[[own[sample.dialogue, sample.turn] for sample in self.samples]]
 
-    def batches(self, epoch: int) -> list[list[int]]:
+    def batches(self) -> list[list[int]]:
         """This process's share of the epoch's batches, as places in `samples`; each process has as many."""
-        settings, drawn = self.settings, self.sampler.indices.tolist()
+        settings, drawn = self.settings, self.indices.tolist()
         if settings.as_authors:
             batches = full_batches(drawn, settings.batch_size)
         else:
-            seed = (settings.seed * 1_000_003 + epoch) * 4099
+            seed = (settings.seed * 1_000_003 + self.epoch) * 4099
             batches = length_buckets(self.samples, drawn, settings.batch_size, seed)
         share = len(batches) // self.processes
         own = batches[self.process : share * self.processes : self.processes]
         return own or [batches[self.process % len(batches)]]
-
-
-class RandomShareSampler:
-    """All samples in random order, or a random share of them, anew each epoch."""
-
-    def __init__(self, size: int, *, share: float, seed: int) -> None:
-        self.size, self.count, self.seed, self.epoch = size, max(1, int(share * size)), seed, 0
-
-    def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
-        self.epoch = epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch = state["epoch"]
-
-    @property
-    def indices(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return torch.randperm(self.size, generator=generator)[: self.count]
-
-    def __len__(self) -> int:
-        return self.count
 
 
 def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:

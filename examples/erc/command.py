@@ -80,12 +80,12 @@ def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
         if different := departures(corpus):
             print(f"warning: these are not the published splits: {'; '.join(different)}", file=sys.stderr)
 
-    from .report import result_table  # these import torch, which takes seconds, and no fault so far has needed it
+    from .report import summary  # these import torch, which takes seconds, and no fault so far has needed it
     from .train import train
 
-    result = train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
+    train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
     if main_process:
-        print(f"\n{result_table(result)}\n\nresults in {output}", flush=True)
+        print(f"\n{summary(output)}\n\nresults in {output}", flush=True)
 
 
 def _corpus(dataset: str, arguments: argparse.Namespace) -> Corpus:

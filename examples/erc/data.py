@@ -6,14 +6,17 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from .files import InputError, Json, Source, fault, label_index, locate, read_csv, warn_of_changes, whole_number
+from .files import InputError, Source, Value, locate, read_csv, read_json, warn_of_changes
 
-KNOWN = json.loads(Path(__file__).with_name("datasets.json").read_text(encoding="utf-8"))
+_KNOWN = json.loads(Path(__file__).with_name("datasets.json").read_text(encoding="utf-8"))
+SOURCES = {
+    name: Source(name=name, **{**known, "labels": tuple(known["labels"])}) for name, known in _KNOWN["datasets"].items()
+}
 
 
 @dataclass(frozen=True)
@@ -69,161 +72,103 @@ def plain_text(text: str) -> str:
     return text.translate(_WINDOWS_1252).translate(_PLAIN).strip()
 
 
-def _source(name: str) -> Source:
-    return Source(name=name, **KNOWN[name]["source"])
+# Each dataset has a reader: it yields the turns of a file as they are written, which `read_split` checks and groups.
 
 
-def _labels(name: str) -> tuple[str, ...]:
-    return tuple(KNOWN[name]["labels"])
+@dataclass(frozen=True)
+class Spoken:
+    """A turn of a file: its dialogue, its position in the spoken order, and the value that gives it."""
+
+    dialogue: str
+    position: int
+    turn: Turn
+    given: Value
 
 
-# MELD (Poria et al., ACL 2019): three CSV files.
-
-MELD, MELD_LABELS = _source("MELD"), _labels("MELD")
-MELD_COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-
-
-def load_meld(data_dir: str | Path | None = None) -> Corpus:
-    folder = locate(MELD, data_dir)
-    corpus = Corpus("MELD", MELD_LABELS, *(read_meld_csv(folder / name) for name in MELD.files))
-    warn_of_changes(MELD, folder)
-    return corpus
-
-
-def read_meld_csv(path: Path) -> tuple[Dialogue, ...]:
-    """One split's dialogues; a fault in the file is an InputError that names file, line and column."""
+def read_split(path: Path, read: Callable[[Path], Iterable[Spoken]]) -> tuple[Dialogue, ...]:
+    """One split's dialogues; a fault in the file is an InputError that names file and place."""
     dialogues: dict[str, dict[int, Turn]] = {}
-    for line, row in read_csv(path, MELD_COLUMNS):
-        dialogue = str(whole_number(path, line, row, "Dialogue_ID"))
-        position = whole_number(path, line, row, "Utterance_ID")
-        turns = dialogues.setdefault(dialogue, {})
-        if position in turns:
-            raise fault(path, line, "Utterance_ID", f"{position} occurs twice in dialogue {dialogue}")
-        label = label_index(path, line, "Emotion", row["Emotion"], MELD_LABELS)
-        turns[position] = Turn(str(position), plain_text(row["Speaker"]), plain_text(row["Utterance"]), label)
-    return _in_order(dialogues)
-
-
-def _in_order(dialogues: dict[str, dict[int, Turn]]) -> tuple[Dialogue, ...]:
-    """The turns by their numbers, which have gaps in some dialogues but always give the spoken order."""
+    for spoken in read(path):
+        turns = dialogues.setdefault(spoken.dialogue, {})
+        if spoken.position in turns:
+            raise spoken.given.fault(f"{spoken.position} occurs twice in dialogue {spoken.dialogue}")
+        turns[spoken.position] = spoken.turn
+    if not dialogues:
+        raise InputError(f"{path}: no dialogues")
+    # MELD's numbers have gaps in some dialogues but always give the spoken order.
     return tuple(Dialogue(name, tuple(turns[i] for i in sorted(turns))) for name, turns in dialogues.items())
 
 
-# IEMOCAP (Busso et al., 2008), six emotions: three JSON files that users make from the release they are granted. A file
-# is a list of dialogues, a dialogue a list of turns {"text": ..., "speaker": ..., "label": ...}. A turn on which the
-# annotators did not agree on one of the six emotions has no label.
+def read_meld(path: Path) -> Iterator[Spoken]:
+    """Poria et al., ACL 2019: a CSV file, a row for each turn."""
+    for row in read_csv(path, ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")):
+        dialogue, position = row["Dialogue_ID"].number(), row["Utterance_ID"].number()
+        speaker, text = (plain_text(row[column].text()) for column in ("Speaker", "Utterance"))
+        label = row["Emotion"].index(SOURCES["MELD"].labels)
+        yield Spoken(str(dialogue), position, Turn(str(position), speaker, text, label), row["Utterance_ID"])
 
-IEMOCAP, IEMOCAP_LABELS = _source("IEMOCAP"), _labels("IEMOCAP")
-IEMOCAP_CODES = ("neu", "fru", "sad", "ang", "exc", "hap")  # of the labels
-# The files' speakers are "Ses01F_impro01_M": session, scene and gender. First names that go with any gender replace
-# them, in the order in which the speakers first talk.
+
+# The speakers of IEMOCAP's files are "Ses01F_impro01_M": session, scene and gender. First names that go with any gender
+# replace them, in the order in which the speakers first talk.
 NEUTRAL_NAMES = ("Robin", "Alex", "Sam", "Jamie", "Charlie", "Casey", "Jordan", "Taylor", "Morgan", "Riley")
+IEMOCAP_CODES = ("neu", "fru", "sad", "ang", "exc", "hap")  # of the labels
 TRANSCRIBERS_MARK = re.compile(r"\[(?:LAUGHTER|BREATHING|GARBAGE|LIPSMACK)\]", re.IGNORECASE)
 
 
-def load_iemocap(data_dir: str | Path | None = None) -> Corpus:
-    folder = locate(IEMOCAP, data_dir)
-    return Corpus("IEMOCAP", IEMOCAP_LABELS, *(read_iemocap_json(folder / name) for name in IEMOCAP.files))
+def read_iemocap(path: Path) -> Iterator[Spoken]:
+    """Busso et al., 2008: a JSON file that users make from the release they are granted.
+
+    It is a list of dialogues, a dialogue a list of turns {"text": ..., "speaker": ..., "label": ...}. A turn on which
+    the annotators did not agree on one of the six emotions has no label.
+    """
+    for number, dialogue in enumerate(read_json(path)):
+        names: dict[str, str] = {}
+        for position, turn in enumerate(_some(dialogue)):
+            speaker = turn["speaker"].text().upper()
+            if speaker not in names:
+                if len(names) == len(NEUTRAL_NAMES):
+                    raise turn["speaker"].fault(f"more than {len(NEUTRAL_NAMES)} speakers in a dialogue")
+                names[speaker] = NEUTRAL_NAMES[len(names)]
+            text = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn["text"].text())).split())
+            label = turn["label"].index(IEMOCAP_CODES) if "label" in turn else None
+            yield Spoken(str(number), position, Turn(str(position), names[speaker], text, label), turn)
 
 
-def read_iemocap_json(path: Path) -> tuple[Dialogue, ...]:
-    """One split's dialogues; a fault in the file is an InputError that names the place."""
-    dialogues = tuple(_iemocap_dialogue(dialogue, str(number)) for number, dialogue in enumerate(Json.read(path)))
-    if not dialogues:
-        raise InputError(f"{path}: no dialogues")
-    return dialogues
+def read_emorynlp(path: Path) -> Iterator[Spoken]:
+    """Zahiri and Choi, AAAI workshops 2018: a JSON file of episodes with scenes."""
+    for episode in read_json(path)["episodes"]:
+        for scene in episode["scenes"]:
+            name = scene["scene_id"].text()
+            for position, turn in enumerate(_some(scene["utterances"])):
+                speaker = speaker_name([speaker.text() for speaker in turn["speakers"]])
+                text, label = plain_text(turn["transcript"].text()), turn["emotion"].index(SOURCES["EmoryNLP"].labels)
+                yield Spoken(name, position, Turn(turn["utterance_id"].text(), speaker, text, label), turn)
 
 
-def _iemocap_dialogue(turns: Json, name: str) -> Dialogue:
-    names: dict[str, str] = {}
-    spoken: list[Turn] = []
-    for number, turn in enumerate(turns):
-        speaker = turn["speaker"].text().upper()
-        if speaker not in names:
-            if len(names) == len(NEUTRAL_NAMES):
-                raise turn["speaker"].fault(f"more than {len(NEUTRAL_NAMES)} speakers in a dialogue")
-            names[speaker] = NEUTRAL_NAMES[len(names)]
-        text = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn["text"].text())).split())
-        spoken.append(Turn(str(number), names[speaker], text, _iemocap_label(turn.get("label"))))
-    if not spoken:
-        raise turns.fault("an empty dialogue; leave it out")
-    return Dialogue(name, tuple(spoken))
-
-
-def _iemocap_label(label: Json | None) -> int | None:
-    if label is None:
-        return None
-    if label.text() not in IEMOCAP_CODES:
-        codes = ", ".join(IEMOCAP_CODES)
-        raise label.fault(f"{label.text()!r} is none of {codes}; a turn of another kind has no label")
-    return IEMOCAP_CODES.index(label.text())
-
-
-# EmoryNLP (Zahiri and Choi, AAAI workshops 2018): three JSON files. Some papers use a reduced release, the CSV files in
-# MELD's repository, and score on its 984 test utterances instead of 1328. The two are not comparable, so the reduced
-# one has a name of its own.
-
-EMORYNLP, EMORYNLP_LABELS = _source("EmoryNLP"), _labels("EmoryNLP")
-EMORYNLP_REDUCED = "EmoryNLP (reduced release)"
-REDUCED_FILES = tuple(f"emorynlp_{split}_final.csv" for split in ("train", "dev", "test"))
+# Some papers use a reduced release of EmoryNLP, the CSV files in MELD's repository, and score on its 984 test
+# utterances instead of 1328. The two are not comparable, so the reduced one has a name of its own.
+REDUCED = "EmoryNLP (reduced release)"
 REDUCED_COLUMNS = ("Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode")
-REDUCED_TEST = 984  # utterances
 
 
-def load_emorynlp(data_dir: str | Path | None = None) -> Corpus:
-    """The release that `data_dir` holds, else the full one."""
-    if data_dir is not None and all((Path(data_dir) / name).is_file() for name in REDUCED_FILES):
-        splits = [read_reduced_csv(Path(data_dir) / name) for name in REDUCED_FILES]
-        return Corpus(EMORYNLP_REDUCED, EMORYNLP_LABELS, *splits)
-    folder = locate(EMORYNLP, data_dir)
-    train, dev, test = (read_emorynlp_json(folder / name) for name in EMORYNLP.files)
-    warn_of_changes(EMORYNLP, folder)
-    # The reduced release also circulates in the full one's format.
-    reduced = sum(len(scene.turns) for scene in test) == REDUCED_TEST
-    return Corpus(EMORYNLP_REDUCED if reduced else "EmoryNLP", EMORYNLP_LABELS, train, dev, test)
-
-
-def read_emorynlp_json(path: Path) -> tuple[Dialogue, ...]:
-    """One split's scenes; a fault in the file is an InputError that names the place."""
-    scenes = [scene for episode in Json.read(path)["episodes"] for scene in episode["scenes"]]
-    if not scenes:
-        raise InputError(f"{path}: no scenes")
-    return tuple(map(_emorynlp_scene, scenes))
-
-
-def _emorynlp_scene(scene: Json) -> Dialogue:
-    name, turns = scene["scene_id"].text(), tuple(_emorynlp_turn(utterance) for utterance in scene["utterances"])
-    if not turns:
-        raise scene["utterances"].fault("an empty dialogue; leave it out")
-    return Dialogue(name, turns)
-
-
-def _emorynlp_turn(utterance: Json) -> Turn:
-    emotion = utterance["emotion"].text().strip().lower()
-    if emotion not in EMORYNLP_LABELS:
-        raise utterance["emotion"].fault(f"{utterance['emotion'].text()!r} is none of {', '.join(EMORYNLP_LABELS)}")
-    speaker = speaker_name([speaker.text() for speaker in utterance["speakers"]])
-    text = plain_text(utterance["transcript"].text())
-    return Turn(utterance["utterance_id"].text(), speaker, text, EMORYNLP_LABELS.index(emotion))
-
-
-def read_reduced_csv(path: Path) -> tuple[Dialogue, ...]:
-    """One split's scenes of the reduced release."""
-    scenes: dict[str, dict[int, Turn]] = {}
-    for line, row in read_csv(path, REDUCED_COLUMNS):
+def read_reduced(path: Path) -> Iterator[Spoken]:
+    for row in read_csv(path, REDUCED_COLUMNS):
         season, episode, scene, position = (
-            whole_number(path, line, row, column) for column in ("Season", "Episode", "Scene_ID", "Utterance_ID")
+            row[column].number() for column in ("Season", "Episode", "Scene_ID", "Utterance_ID")
         )
-        turns = scenes.setdefault(f"s{season:02}_e{episode:02}_c{scene:02}", {})
-        if position in turns:
-            raise fault(path, line, "Utterance_ID", f"{position} occurs twice in scene {scene}")
-        label = label_index(path, line, "Emotion", row["Emotion"], EMORYNLP_LABELS)
         try:
-            speakers = [str(name) for name in ast.literal_eval(row["Speaker"])]
+            speaker = speaker_name([str(name) for name in ast.literal_eval(row["Speaker"].text())])
         except (ValueError, SyntaxError, TypeError):
-            raise fault(path, line, "Speaker", f"{row['Speaker']!r} is not a list of names") from None
-        turns[position] = Turn(str(position), speaker_name(speakers), plain_text(row["Utterance"]), label)
-    return _in_order(scenes)
+            raise row["Speaker"].fault(f"{row['Speaker'].text()!r} is not a list of names") from None
+        label = row["Emotion"].index(SOURCES[REDUCED].labels)
+        turn = Turn(str(position), speaker, plain_text(row["Utterance"].text()), label)
+        yield Spoken(f"s{season:02}_e{episode:02}_c{scene:02}", position, turn, row["Utterance_ID"])
+
+
+def _some(turns: Value) -> Iterator[Value]:
+    if turns.content == []:
+        raise turns.fault("an empty dialogue; leave it out")
+    return iter(turns)
 
 
 def speaker_name(speakers: Sequence[str]) -> str:
@@ -238,10 +183,8 @@ def _first_name(name: str) -> str:
     return words[0] if len(words) == 2 and not words[0].endswith(".") else name  # "Mr. Geller" keeps his surname
 
 
-# All of them by name.
-
-DATASETS: dict[str, Callable[[str | Path | None], Corpus]] = {
-    "MELD": load_meld, "IEMOCAP": load_iemocap, "EmoryNLP": load_emorynlp, EMORYNLP_REDUCED: load_emorynlp,
+READERS: dict[str, Callable[[Path], Iterator[Spoken]]] = {
+    "MELD": read_meld, "IEMOCAP": read_iemocap, "EmoryNLP": read_emorynlp, REDUCED: read_reduced,
 }  # fmt: skip
 
 
@@ -251,9 +194,18 @@ def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
 
     if name == PRACTICE:
         return practice_corpus()
-    if name not in DATASETS:
-        raise InputError(f"the corpus must be one of {', '.join([*DATASETS, PRACTICE])}; received {name!r}")
-    return DATASETS[name](data_dir)
+    if name not in READERS:
+        raise InputError(f"the corpus must be one of {', '.join([*READERS, PRACTICE])}; received {name!r}")
+    if name in ("EmoryNLP", REDUCED):  # the release that is there
+        name = "EmoryNLP" if data_dir is None or SOURCES[REDUCED].missing(Path(data_dir)) else REDUCED
+    source = SOURCES[name]
+    folder = locate(source, data_dir)
+    corpus = Corpus(name, source.labels, *(read_split(folder / file, READERS[name]) for file in source.files))
+    warn_of_changes(source, folder)
+    # The reduced release also circulates in the full one's format.
+    if name == "EmoryNLP" and counts(corpus, "test")[1] == SOURCES[REDUCED].published["test"][1]:
+        return replace(corpus, name=REDUCED)
+    return corpus
 
 
 def counts(corpus: Corpus, split: str) -> tuple[int, int, tuple[int, ...]]:
@@ -264,22 +216,27 @@ def counts(corpus: Corpus, split: str) -> tuple[int, int, tuple[int, ...]]:
 
 
 def split_table(corpus: Corpus) -> str:
-    """The sizes of the splits as a table of text."""
+    """The sizes of the splits."""
     rows = [("", "dialogues", "turns", "labelled", *corpus.labels)]
     for split in ("train", "dev", "test"):
         dialogues, turns, classes = counts(corpus, split)
         rows.append((split, *(str(number) for number in (dialogues, turns, sum(classes), *classes))))
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that can be read on a terminal too; the first row is its head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    head, *body = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
+    return "\n".join([head, "|".join(["", *("-" * (width + 2) for width in widths), ""]), *body])
 
 
 def departures(corpus: Corpus) -> list[str]:
     """How the splits differ from the published ones; empty where none are published."""
+    if corpus.name not in SOURCES:
+        return []
     found = []
-    for split, published in KNOWN.get(corpus.name, {"published": {}})["published"].items():
+    for split, published in SOURCES[corpus.name].published.items():
         what = ("dialogues", "turns", *(f"{label} turns" for label in corpus.labels))
         (*sizes, classes), (*other_sizes, other_classes) = counts(corpus, split), published
         for name, one, other in zip(what, (*sizes, *classes), (*other_sizes, *other_classes), strict=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -45,20 +46,20 @@ def encode(
     batches = longest_first(samples, batch_size)
     # With more processes than batches, the surplus processes repeat the last batch.
     own = batches[accelerator.process_index :: accelerator.num_processes] or batches[-1:]
-    features, places = [], []
+    features: list[Tensor] = []
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for batch in progress_bar(own, desc=f"encoding {what}", unit="batch", shown=accelerator.is_main_process):
-            features.append(model(collate([samples[i] for i in batch], padding).to(accelerator.device))[0])
-            places.append(torch.tensor(batch, device=accelerator.device))
+            features.append(model(collate([samples[i] for i in batch], padding).to(accelerator.device))[0].cpu())
     model.train(was_training)
-    rows = _everyones(features, accelerator)
-    ordered = rows.new_empty(len(samples), rows.shape[1])
-    ordered[_everyones(places, accelerator)] = rows
+    everyones = gather_object(list(zip(own, features, strict=True)))
+    ordered = torch.empty(len(samples), features[0].shape[1])
+    for batch, rows in everyones:
+        ordered[batch] = rows
     if not bool(ordered.isfinite().all()):
         raise InputError("training diverged: representations are not finite; lower --encoder-rate or try fp32")
-    return Encoded(ordered.double().cpu().numpy(), np.array([sample.label for sample in samples]))
+    return Encoded(ordered.double().numpy(), np.array([sample.label for sample in samples]))
 
 
 def progress_bar(*arguments: Any, shown: bool, **options: Any) -> tqdm[Any]:
@@ -66,16 +67,6 @@ def progress_bar(*arguments: Any, shown: bool, **options: Any) -> tqdm[Any]:
     interval = 0.2 if sys.stderr.isatty() else 10
     delay = 0 if sys.stderr.isatty() else interval
     return tqdm(*arguments, leave=False, mininterval=interval, delay=delay, disable=not shown, **options)
-
-
-def _everyones(parts: list[Tensor], accelerator: Accelerator) -> Tensor:
-    """The rows of all processes in process order. Processes may hold different numbers of rows."""
-    rows = torch.cat(parts)
-    if accelerator.num_processes == 1:
-        return rows
-    counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
-    blocks = accelerator.gather(accelerator.pad_across_processes(rows)).split(max(counts))
-    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 
 
 def reference_samples(labels: Sequence[int], per_class: int | None, seed: int) -> list[int]:

@@ -1,9 +1,10 @@
-"""A dataset's files: where they are found, how they are downloaded, and how CSV and JSON are read with named faults."""
+"""A dataset's files: where they are found, how they are downloaded, and how their values are read with named faults."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -26,17 +27,21 @@ class NoDataError(InputError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset comes from.
+    """A dataset as datasets.json describes it.
 
     Args:
         name: of the dataset.
+        labels: of the classes, in their order.
+        published: sizes by split: dialogues, turns, labelled turns by class.
         folder: its subfolder of `$SPCL_DATA_DIR` and of the cache.
-        files: every file with its checksum (see `checksum`); "" where none is published.
+        files: of train, dev and test, each with its checksum (see `checksum`); "" where none is published.
         url: the public folder that holds the files; None where there is none.
         obtain: how to get the files by hand, as the middle of a sentence.
     """
 
     name: str
+    labels: tuple[str, ...]
+    published: dict[str, tuple[int, int, list[int]]]
     folder: str
     files: dict[str, str]
     url: str | None
@@ -52,46 +57,34 @@ def locate(source: Source, data_dir: str | Path | None = None) -> Path:
         if missing := source.missing(Path(data_dir)):
             raise NoDataError(f"{data_dir} lacks {', '.join(missing)}: --data-dir must name the folder that holds them")
         return Path(data_dir)
-    cache = cache_folder() / source.folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spcl-loss" / source.folder
     shared = os.environ.get("SPCL_DATA_DIR")
     for place in ([Path(shared) / source.folder] if shared else []) + [cache]:
         if not source.missing(place):
             return place
     if source.url is None:
-        raise NoDataError(_remedy(source, cache, "is not on this machine, and its licence lets nobody pass it on"))
+        raise NoDataError(_remedy(source, cache, "is not on this machine and cannot be downloaded"))
     try:
         for name, expected in source.files.items():
             download(f"{source.url}/{name}", cache / name, expected)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         what = f"is not on this machine and could not be downloaded ({reason})"
         raise NoDataError(_remedy(source, cache, what)) from error
+    print(f"downloaded {source.name} into {cache}", file=sys.stderr)
     return cache
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/spcl-loss`, by default `~/.cache/spcl-loss`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spcl-loss"
-
-
 def download(url: str, target: Path, expected: str) -> None:
-    """Fetches `url` to `target`, which appears only once it is whole and has the expected checksum."""
-    from tqdm import tqdm
-
+    """Fetches a few megabytes to `target`, which appears only once it is whole and has the expected checksum."""
+    with urllib.request.urlopen(url, timeout=30) as response:
+        content = response.read()
+    if (found := checksum(content, expected)) != expected:
+        raise OSError(f"{url} has the checksum {found}, expected {expected}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        with urllib.request.urlopen(url, timeout=30) as response, partial.open("wb") as file:
-            total = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, desc=target.name, unit="B", unit_scale=True) as progress:
-                while block := response.read(1 << 16):
-                    file.write(block)
-                    progress.update(len(block))
-        if (found := checksum(partial.read_bytes(), expected)) != expected:
-            raise OSError(f"{url} has the checksum {found}, expected {expected}")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")  # other processes may fetch it too
+    partial.write_bytes(content)
+    partial.replace(target)
 
 
 def checksum(content: bytes, like: str) -> str:
@@ -118,99 +111,81 @@ def _remedy(source: Source, cache: Path, what: str) -> str:
     )
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows, each with the line on which it begins. Every row has all `columns`."""
-    # surrogateescape carries undecodable bytes as far as their field, so that the fault can name its column.
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    if "\0" in text:
-        raise InputError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; get the file anew")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    line, empty = 1, True
-    try:
-        for fields in reader:
-            if header is None:
-                header = fields
-                for column in columns:
-                    if column not in header:
-                        raise fault(path, line, column, f"missing; the columns are {', '.join(header)}")
-            elif fields:
-                empty = False
-                yield line, _row(path, line, header, fields, columns)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}, line {line}: not readable as CSV ({error})") from error
-    if empty:
-        raise InputError(f"{path}, line {line}: no utterances; expected the columns {', '.join(columns)}")
+class Value:
+    """A value in a file that knows its place.
 
-
-def _row(path: Path, line: int, header: list[str], fields: list[str], columns: Sequence[str]) -> dict[str, str]:
-    if len(fields) != len(header):
-        column = header[len(fields)] if len(fields) < len(header) else f"{len(header) + 1}"
-        raise fault(path, line, column, f"the row has {len(fields)} fields, the header {len(header)}")
-    row = dict(zip(header, fields, strict=True))
-    for column in columns:
-        if any(0xDC80 <= ord(character) <= 0xDCFF for character in row[column]):
-            raise fault(path, line, column, "not UTF-8; save the file with that encoding")
-    return row
-
-
-def whole_number(path: Path, line: int, row: dict[str, str], column: str) -> int:
-    """A row's value as a number."""
-    try:
-        return int(row[column])
-    except ValueError:
-        raise fault(path, line, column, f"{row[column]!r} is not a whole number") from None
-
-
-def label_index(path: Path, line: int, column: str, emotion: str, labels: Sequence[str]) -> int:
-    """The place among `labels` of an emotion, written in any case."""
-    name = emotion.strip().lower()
-    if name not in labels:
-        raise fault(path, line, column, f"{emotion!r} is none of {', '.join(labels)}")
-    return labels.index(name)
-
-
-def fault(path: Path, line: int, column: str, what: str) -> InputError:
-    """What is wrong with a CSV file, and where."""
-    return InputError(f"{path}, line {line}, column {column}: {what}")
-
-
-class Json:
-    """A value in a JSON file that knows its place: a fault in `value["scenes"][3]` names the file and "scenes[3]"."""
+    A fault in `value["scenes"][3]` names the file and "scenes[3]", one in a row of a CSV file names line and column.
+    """
 
     def __init__(self, content: Any, path: Path, place: str = "") -> None:
         self.content, self.path, self.place = content, path, place
 
-    @classmethod
-    def read(cls, path: Path) -> Json:
-        try:
-            return cls(json.loads(path.read_bytes()), path)
-        except ValueError as error:  # of decoding too
-            raise InputError(f"{path}: not readable as JSON ({error})") from error
-
-    def __getitem__(self, key: str) -> Json:
+    def __getitem__(self, key: str) -> Value:
         if not isinstance(self.content, dict) or key not in self.content:
             raise self.fault(f'expected an object with "{key}"')
-        return Json(self.content[key], self.path, f"{self.place}.{key}" if self.place else key)
+        row = self.place.startswith("line ")
+        place = f"{self.place}, column {key}" if row else f"{self.place}.{key}" if self.place else key
+        return Value(self.content[key], self.path, place)
 
-    def get(self, key: str) -> Json | None:
-        """The value under `key`, None where there is none."""
-        if isinstance(self.content, dict) and self.content.get(key) is None:
-            return None
-        return self[key]
+    def __contains__(self, key: str) -> bool:
+        return isinstance(self.content, dict) and self.content.get(key) is not None
 
-    def __iter__(self) -> Iterator[Json]:
+    def __iter__(self) -> Iterator[Value]:
         if not isinstance(self.content, list):
             raise self.fault("expected a list")
-        return (Json(part, self.path, f"{self.place}[{i}]") for i, part in enumerate(self.content))
+        return (Value(part, self.path, f"{self.place}[{i}]") for i, part in enumerate(self.content))
 
     def text(self) -> str:
         if not isinstance(self.content, str):
             raise self.fault(f"expected text; received {self.content!r}")
         if "\0" in self.content:
             raise self.fault("a NUL byte; get the file anew")
+        if any(0xDC80 <= ord(character) <= 0xDCFF for character in self.content):  # see `read_csv`
+            raise self.fault("not UTF-8; save the file with that encoding")
         return self.content
+
+    def number(self) -> int:
+        try:
+            return int(self.text())
+        except ValueError:
+            raise self.fault(f"{self.content!r} is not a whole number") from None
+
+    def index(self, names: Sequence[str]) -> int:
+        """Its place among `names`, written in any case."""
+        name = self.text().strip().lower()
+        if name not in names:
+            raise self.fault(f"{self.content!r} is none of {', '.join(names)}")
+        return names.index(name)
 
     def fault(self, what: str) -> InputError:
         return InputError(f"{self.path}, {self.place or 'top'}: {what}")
+
+
+def read_json(path: Path) -> Value:
+    try:
+        return Value(json.loads(path.read_bytes()), path)
+    except ValueError as error:  # of decoding too
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Value]:
+    """The rows. Every row has all `columns`."""
+    # surrogateescape carries undecodable bytes as far as their field, so that the fault can name its column.
+    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    if "\0" in text:
+        raise InputError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; get the file anew")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        header = next(reader, [])
+        if missing := [column for column in columns if column not in header]:
+            raise InputError(f"{path}, line 1, column {missing[0]}: missing; the columns are {', '.join(header)}")
+        line = reader.line_num + 1
+        for fields in reader:
+            if fields:
+                if len(fields) != len(header):
+                    raise InputError(f"{path}, line {line}: the row has {len(fields)} fields, the header {len(header)}")
+                yield Value(dict(zip(header, fields, strict=True)), path, f"line {line}")
+            line = reader.line_num + 1  # on which the next row begins
+    except csv.Error as error:
+        raise InputError(f"{path}, line {line}: not readable as CSV ({error})") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 from .files import InputError
 from .settings import Settings, differences
 
-FIGURES = ("curves.png", "classes.png", "confusion.png", "map.png", "difficulty.png")  # of a single run
-_CHECKPOINTS, _BEST = "checkpoint-*", "best-*.safetensors"
+FIGURES = ("curves.png", "confusion.png", "map.png")  # of a single run
+_RESUME = ("checkpoint-*", "best-*", "partial-*")  # what only an unfinished run needs
 
 
 class RunFolder:
-    """Names the files of a run, and writes each so that it is whole or absent even if the process is killed."""
+    """Names the files of a run and opens its folder."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -29,7 +28,6 @@ class RunFolder:
         self.predictions = self.path / "predictions.csv"
         self.map = self.path / "map.npz"
         self.report = self.path / "report.md"
-        self.partial = self.path / "partial-checkpoint"
 
     def check(self) -> None:
         """Raises InputError where the path cannot be a folder, before any work is done."""
@@ -78,68 +76,47 @@ class RunFolder:
         """The result, if the run is finished."""
         return json.loads(self.result.read_text(encoding="utf-8")) if self.result.exists() else None
 
-    def checkpoint(self) -> Path | None:
-        """The newest checkpoint."""
-        return max(self.path.glob(_CHECKPOINTS), default=None)
+    def history(self) -> list[dict[str, Any]]:
+        """What each finished epoch left in metrics.jsonl."""
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    def checkpoints(self) -> list[Path]:
+        """The newest comes last."""
+        return sorted(self.path.glob("checkpoint-*.pt"))
 
     def best_of(self, epoch: int) -> Path:
         """The weights of an epoch that was the best when it ended."""
         return self.path / f"best-{epoch:04d}.safetensors"
 
-    def commit(self, epoch: int, batch: int, history: list[dict[str, Any]]) -> None:
-        """Makes the partial checkpoint the newest, and keeps the one before it in case a disk spoils this one."""
-        older, best = sorted(self.path.glob(_CHECKPOINTS)), sorted(self.path.glob(_BEST))
-        flush(self.partial)
-        self.partial.replace(self.path / f"checkpoint-{epoch:04d}-{batch:07d}")
-        flush(self.path)
-        for checkpoint in older[:-1]:
-            shutil.rmtree(checkpoint)
-        for weights in best[:-2]:  # two checkpoints know of at most two best epochs
-            weights.unlink()
-        self.write_metrics(history)
-
-    def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(line) + "\n" for line in history)
-        atomically(self.metrics, lambda partial: partial.write_text(lines, encoding="utf-8"))
-
     def drop_checkpoints(self) -> None:
         """A finished run needs none."""
-        for path in [*self.path.glob(_CHECKPOINTS), self.partial]:
-            shutil.rmtree(path, ignore_errors=True)
-        for weights in self.path.glob(_BEST):
-            weights.unlink()
+        for pattern in _RESUME:
+            for path in self.path.glob(pattern):
+                path.unlink()
 
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""
         self.drop_checkpoints()
-        figures = [self.path / name for name in FIGURES]
-        for file in (
-            self.settings,
-            self.metrics,
-            self.result,
-            self.best,
-            self.predictions,
-            self.map,
-            self.report,
-            *figures,
-        ):
+        files = (self.settings, self.metrics, self.result, self.best, self.predictions, self.map, self.report)
+        for file in (*files, *(self.path / name for name in FIGURES)):
             file.unlink(missing_ok=True)
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside `path`, then puts it in its place."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
+    """Lets `write` fill a file beside `path`, then puts it in its place: `path` is whole or absent at any time."""
+    partial = path.with_name(f"partial-{path.name}")
     write(partial)
     flush(partial)
     partial.replace(path)
     flush(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON, whole or absent."""
-    text = json.dumps(content, indent=2) + "\n"
+def write_text(path: Path, text: str) -> None:
     atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def flush(path: Path) -> None:

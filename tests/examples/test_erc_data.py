@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 from erc import data, files
-from erc.data import MELD, Corpus, Dialogue, Turn, load_meld, plain_text, read_meld_csv
+from erc.data import REDUCED, SOURCES, Corpus, Dialogue, Turn, load_corpus, plain_text, read_split
 from erc.files import InputError, NoDataError
 
+MELD = SOURCES["MELD"]
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
 ROWS = '1,"Hello, you",Ann,neutral,neutral,0,0\n2,Hi.,Ben,Joy,positive,0,2\n3,Go!,Ann,anger,negative,7,0\n'
+
+
+def split_of(reader, path: Path) -> tuple[Dialogue, ...]:
+    return read_split(path, reader)
 
 
 def write(folder: Path, content: str | bytes) -> Path:
@@ -26,7 +31,7 @@ def write(folder: Path, content: str | bytes) -> Path:
 
 
 def test_rows_become_dialogues(tmp_path):
-    first, second = read_meld_csv(write(tmp_path, HEADER + ROWS))
+    first, second = split_of(data.read_meld, write(tmp_path, HEADER + ROWS))
     assert [(turn.id, turn.speaker, turn.text, turn.label) for turn in first.turns] == [
         ("0", "Ann", "Hello, you", 0),
         ("2", "Ben", "Hi.", 1),
@@ -36,13 +41,13 @@ def test_rows_become_dialogues(tmp_path):
 
 def test_turns_follow_their_numbers_not_their_lines(tmp_path):
     rows = "1,b,Ann,joy,positive,0,5\n2,a,Ann,joy,positive,0,3\n"
-    (dialogue,) = read_meld_csv(write(tmp_path, HEADER + rows))
+    (dialogue,) = split_of(data.read_meld, write(tmp_path, HEADER + rows))
     assert [turn.text for turn in dialogue.turns] == ["a", "b"]
 
 
 def test_byte_order_mark_and_blank_lines_are_no_fault(tmp_path):
     path = write(tmp_path, b"\xef\xbb\xbf" + (HEADER + ROWS + "\n").encode())
-    assert len(read_meld_csv(path)) == 2
+    assert len(split_of(data.read_meld, path)) == 2
 
 
 def test_quotes_become_plain():
@@ -52,7 +57,7 @@ def test_quotes_become_plain():
 def test_windows_1252_punctuation_that_was_read_as_control_characters_is_mended(tmp_path):
     # a tokenizer drops control characters: "We're" would become "were"
     rows = ROWS.replace("Hi.", "We\x92re \x93here\x94 \x96 now\x85").replace("Ben", "B\x8an")
-    first, _ = read_meld_csv(write(tmp_path, HEADER + rows))
+    first, _ = split_of(data.read_meld, write(tmp_path, HEADER + rows))
     assert (first.turns[1].speaker, first.turns[1].text) == ("B\u0160n", "We're here \u2013 now\u2026")
     assert plain_text("a\x81b") == "ab"  # not a character of Windows-1252
 
@@ -60,27 +65,27 @@ def test_windows_1252_punctuation_that_was_read_as_control_characters_is_mended(
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        (HEADER.replace("Emotion,", "") + ROWS, "line 1, column Emotion"),
+        (HEADER.replace("Emotion,", "") + ROWS, "line 1, column Emotion: missing"),
         (HEADER + ROWS.replace("Joy", "hope"), "line 3, column Emotion: 'hope'"),
         (HEADER + ROWS.replace(",0,2\n", ",zero,2\n"), "line 3, column Dialogue_ID: 'zero'"),
         (HEADER + ROWS.replace(",0,2\n", ",0,0\n"), "line 3, column Utterance_ID: 0 occurs twice"),
-        (HEADER + ROWS.replace(",0,2\n", "\n"), "line 3, column Dialogue_ID: the row has 5 fields"),
-        (HEADER + ROWS.replace("Hi.", "Hi, there"), "line 3, column 8"),
+        (HEADER + ROWS.replace(",0,2\n", "\n"), "line 3: the row has 5 fields, the header 7"),
+        (HEADER + ROWS.replace("Hi.", "Hi, there"), "line 3: the row has 8 fields, the header 7"),
         ((HEADER + ROWS).encode().replace(b"Hi.", b"caf\xe9"), "line 3, column Utterance: not UTF-8"),
         ((HEADER + ROWS).encode().replace(b"Ben", b"B\xe9n"), "line 3, column Speaker: not UTF-8"),
         (HEADER + ROWS.replace('"Hello, you"', '"Hello" you'), "line 2"),
         (HEADER + ROWS.replace("Hello, you", "Hello,\nyou").replace("Joy", "hope"), "line 4, column Emotion"),
-        (HEADER, "no utterances"),
-        (HEADER + "\n", "no utterances"),
+        (HEADER, "no dialogues"),
+        (HEADER + "\n", "no dialogues"),
         (HEADER + ROWS.replace("Hi.", "H\0."), "line 3: a NUL byte"),
         ("\0" + HEADER + ROWS, "line 1: a NUL byte"),
-        ("", "no utterances"),
+        ("", "line 1, column Utterance: missing"),
     ],
 )
 def test_a_fault_is_named_by_file_line_and_column(tmp_path, content, place):
     path = write(tmp_path, content)
     with pytest.raises(InputError) as caught:
-        read_meld_csv(path)
+        split_of(data.read_meld, path)
     assert str(path) in str(caught.value)
     assert place in str(caught.value)
 
@@ -120,7 +125,7 @@ def test_places_are_searched_in_order(nowhere, monkeypatch):
 
 def test_files_that_are_not_the_published_ones_are_used_with_a_warning(nowhere, capsys):
     own = fill(nowhere / "own")
-    assert len(load_meld(own).train) == 2
+    assert len(load_corpus("MELD", own).train) == 2
     warning = capsys.readouterr().err
     assert warning.startswith("warning: not the published version of MELD: train_sent_emo.csv, dev_sent_emo.csv, test")
     assert (warning.count("\n"), str(own) in warning) == (1, True)
@@ -179,9 +184,9 @@ def test_download_fills_the_cache(nowhere, monkeypatch, server):
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in MELD.files}
     use(monkeypatch, files=sums, url=url)
     assert files.locate(MELD) == nowhere / "cache" / "spcl-loss" / "meld"
-    assert len(load_meld().train) == 3
+    assert len(load_corpus("MELD").train) == 3
     use(monkeypatch, url="http://127.0.0.1:9")
-    assert len(load_meld().test) == 3  # from the cache
+    assert len(load_corpus("MELD").test) == 3  # from the cache
 
 
 def test_a_wrong_checksum_leaves_no_file(nowhere, monkeypatch, server):
@@ -213,7 +218,7 @@ def test_emorynlp_scenes_become_dialogues(tmp_path):
     content = {
         "episodes": [{"scenes": scenes}, {"scenes": [{"scene_id": "c2", "utterances": [utterance("u", "Sad")]}]}]
     }
-    first, second = data.read_emorynlp_json(in_json(tmp_path / "x.json", content))
+    first, second = split_of(data.read_emorynlp, in_json(tmp_path / "x.json", content))
     assert [(turn.id, turn.speaker, turn.text, turn.label) for turn in first.turns] == [
         ("u1", "Ann", "It's me.", 1),
         ("u3", "All", "It's me.", 3),
@@ -249,14 +254,14 @@ def test_speakers_go_by_first_names(speakers, name):
             {"episodes": [{"scenes": [{"scene_id": "c", "utterances": [utterance("u", "Hope", "A")]}]}]},
             "scenes[0].utterances[0].emotion: 'Hope' is none of neutral",
         ),
-        ({"episodes": []}, "no scenes"),
+        ({"episodes": []}, "no dialogues"),
         ({"episodes": [{"scenes": [{"scene_id": "c", "utterances": []}]}]}, "scenes[0].utterances: an empty dialogue"),
     ],
 )
 def test_a_fault_in_emorynlp_is_named_by_its_place(tmp_path, content, place):
     path = in_json(tmp_path / "x.json", content)
     with pytest.raises(InputError) as caught:
-        data.read_emorynlp_json(path)
+        split_of(data.read_emorynlp, path)
     assert str(path) in str(caught.value)
     assert place in str(caught.value)
 
@@ -264,7 +269,7 @@ def test_a_fault_in_emorynlp_is_named_by_its_place(tmp_path, content, place):
 def test_broken_json_names_the_file(tmp_path):
     (tmp_path / "x.json").write_bytes(b'{"episodes": [')
     with pytest.raises(InputError, match=r"x\.json: not readable as JSON"):
-        data.read_emorynlp_json(tmp_path / "x.json")
+        split_of(data.read_emorynlp, tmp_path / "x.json")
 
 
 def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
@@ -272,7 +277,7 @@ def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
     rows = (
         "Hi.,['Ann Bee'],Joyful,4,3,1,2,0,0\nWell,\"['Ben', 'Cleo Day']\",Mad,4,1,1,2,0,0\nOh,['Ben'],Sad,4,1,2,2,0,0\n"
     )
-    for name in data.REDUCED_FILES:
+    for name in SOURCES[REDUCED].files:
         (tmp_path / name).write_text(header + rows, encoding="utf-8")
     corpus = data.load_corpus("EmoryNLP", tmp_path)
     assert corpus.name == "EmoryNLP (reduced release)"
@@ -285,17 +290,18 @@ def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
 
 
 def test_the_reduced_release_is_known_by_its_size_in_the_full_ones_format(tmp_path):
-    for name in data.EMORYNLP.files:
+    for name in SOURCES["EmoryNLP"].files:
         utterances = [utterance(str(i), "Neutral", "Ann") for i in range(984)]
         in_json(tmp_path / name, {"episodes": [{"scenes": [{"scene_id": "c", "utterances": utterances}]}]})
     assert data.load_corpus("EmoryNLP", tmp_path).name == "EmoryNLP (reduced release)"
+    assert data.load_corpus(REDUCED, tmp_path).name == REDUCED  # as --resume asks for it
 
 
 def test_a_field_that_is_no_list_of_speakers_is_named(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text(",".join(data.REDUCED_COLUMNS) + "\nHi.,Ann Bee,Mad,1,1,1,1\n", encoding="utf-8")
     with pytest.raises(InputError, match="line 2, column Speaker: 'Ann Bee' is not a list of names"):
-        data.read_reduced_csv(path)
+        split_of(data.read_reduced, path)
 
 
 def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
@@ -304,7 +310,7 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
         {"text": "[BREATHING]", "speaker": "Ses05F_impro01_F", "label": "exc"},
         {"text": "No.", "speaker": "Ses05F_impro01_M", "label": "neu"},
     ]
-    (dialogue,) = data.read_iemocap_json(in_json(tmp_path / "x.json", [turns]))
+    (dialogue,) = split_of(data.read_iemocap, in_json(tmp_path / "x.json", [turns]))
     first, second = data.NEUTRAL_NAMES[:2]
     assert [(turn.speaker, turn.text, turn.label) for turn in dialogue.turns] == [
         (first, "Well - yes.", None),
@@ -326,7 +332,7 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
 )
 def test_a_fault_in_iemocap_is_named_by_its_place(tmp_path, content, place):
     with pytest.raises(InputError) as caught:
-        data.read_iemocap_json(in_json(tmp_path / "x.json", content))
+        split_of(data.read_iemocap, in_json(tmp_path / "x.json", content))
     assert place in str(caught.value)
 
 
@@ -339,10 +345,11 @@ def test_without_iemocap_the_error_says_how_to_obtain_it(nowhere):
 
 def test_sizes_are_counted_and_compared():
     dialogue = Dialogue("0", (Turn("0", "Ann", "Hi.", 1), Turn("1", "Ben", "Oh.", None)))
-    corpus = Corpus("MELD", data.MELD_LABELS, (dialogue, dialogue), (dialogue,), ())
+    corpus = Corpus("MELD", MELD.labels, (dialogue, dialogue), (dialogue,), ())
+    head = "|       | dialogues | turns | labelled | neutral | joy | surprise |"
+    assert data.split_table(corpus).startswith(head)
     assert data.counts(corpus, "train") == (2, 4, (0, 2, 0, 0, 0, 0, 0))
-    assert [line.split()[:6] for line in data.split_table(corpus).splitlines()] == [
-        ["dialogues", "turns", "labelled", "neutral", "joy", "surprise"],
+    assert [line.replace("|", " ").split()[:6] for line in data.split_table(corpus).splitlines()[2:]] == [
         ["train", "2", "4", "2", "0", "2"],
         ["dev", "1", "2", "1", "0", "1"],
         ["test", "0", "0", "0", "0", "0"],
@@ -367,7 +374,7 @@ def test_the_dataset_itself_has_the_published_sizes(name):
 
 def test_a_fraction_of_the_training_dialogues_lies_inside_every_larger_one_of_the_same_seed():
     dialogues = tuple(Dialogue(str(i), (Turn("0", "Ann", "Hi.", 0),)) for i in range(200))
-    corpus = Corpus("MELD", data.MELD_LABELS, dialogues, dialogues[:3], dialogues[:2])
+    corpus = Corpus("MELD", MELD.labels, dialogues, dialogues[:3], dialogues[:2])
 
     def names(fraction, seed):
         part = corpus.part(fraction, seed)

@@ -3,12 +3,13 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import erc_tiny
-from erc.batches import RandomShareSampler, full_batches, length_buckets, longest_first
+from erc.batches import Epochs, full_batches, length_buckets, longest_first
 from erc.data import Dialogue, Turn
 from erc.files import InputError
 from erc.inputs import Input, Prompts, Sample, Windows, collate
@@ -249,16 +250,18 @@ def test_full_batches_keep_the_order_and_drop_the_rest():
 
 
 def test_random_share():
-    sampler = RandomShareSampler(101, share=0.5, seed=0)
-    first = sampler.indices.tolist()
-    assert len(first) == len(set(first)) == len(sampler) == 50
-    assert first == sampler.indices.tolist()
-    sampler.set_epoch(1)
-    assert set(first) != set(sampler.indices.tolist())
-    assert sorted(RandomShareSampler(101, share=1.0, seed=0).indices.tolist()) == list(range(101))
-    other = RandomShareSampler(101, share=0.5, seed=0)
-    other.load_state_dict(sampler.state_dict())
-    assert torch.equal(other.indices, sampler.indices)
+    inputs = SimpleNamespace(own_queries=lambda: list(range(101)), past_queries=lambda generator: [])
+    half, whole = (Epochs(erc_tiny.settings("any", curriculum=share), inputs, 1, 0) for share in ("half", "all"))
+    first = half.indices.tolist()
+    assert len(first) == len(set(first)) == 50
+    assert first == half.indices.tolist()
+    half.prepare(1)
+    second = half.indices
+    assert set(first) != set(second.tolist())
+    assert sorted(whole.indices.tolist()) == list(range(101))
+    other = Epochs(erc_tiny.settings("any", curriculum="half"), inputs, 1, 0)
+    other.prepare(1)  # as a continued run does
+    assert torch.equal(other.indices, second)
 
 
 def test_samples_that_share_an_input_are_in_one_batch():

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +21,10 @@ from safetensors import safe_open
 import erc_tiny
 import spcl_loss
 from erc import figures, train
-from erc.checkpoint import read_state, write_state
+from erc.checkpoint import read_checkpoint
 from erc.files import InputError
 from erc.folder import FIGURES, RunFolder
-from erc.report import result_table
+from erc.report import summary
 from erc.settings import HEADS, OBJECTIVES, Settings
 from spcl_loss import METHODS, supervised_prototypical_contrastive_loss
 
@@ -89,7 +88,7 @@ def test_the_folder_holds_what_was_promised(finished):
 
 
 def test_the_result_has_every_head_on_both_splits(finished):
-    settings, _, result = finished
+    settings, folder, result = finished
     for name in ("dataset", "encoder", "objective", "curriculum", "seed"):
         assert result[name] == getattr(settings, name)
     assert result["seconds"] > 0
@@ -99,9 +98,12 @@ def test_the_result_has_every_head_on_both_splits(finished):
         for scores in result[split].values():
             assert scores.keys() == {"weighted_f1", "macro_f1", "accuracy", "per_class_f1"}
             assert scores["per_class_f1"].keys() == set(erc_tiny.LABELS)
-    table = result_table(result)
-    assert f"{result['test']['prototype']['weighted_f1']:.4f}" in table
-    assert f"best epoch {result['best_epoch']} of 3" in table
+    shown = summary(folder)
+    for split in ("dev", "test"):
+        assert f"| {100 * result[split]['prototype']['weighted_f1']:.2f} " in shown
+    assert f"| {result['best_epoch']} of 3 " in shown
+    for f1 in result["test"]["prototype"]["per_class_f1"].values():
+        assert f"| {100 * f1:.2f} " in shown
 
 
 def test_one_line_an_epoch_and_the_best_dev_score_selects(finished):
@@ -116,23 +118,12 @@ def test_one_line_an_epoch_and_the_best_dev_score_selects(finished):
 def test_the_curriculum_draws_half_the_data_easy_samples_first(finished):
     _, folder, _ = finished
     lines, *_ = outcome(folder)
-    shares = []
-    for line in lines:
-        counts = line["difficulty"]
-        assert sum(counts["all"]) == 48
-        assert sum(counts["drawn"]) == line["samples"] == 24
-        easy = [drawn for drawn, below in zip(counts["drawn"], _below_median(counts["all"]), strict=True) if below]
-        shares.append(sum(easy) / 24)
-    assert shares[0] > 0.5 > shares[-1]
-    assert lines[0]["difficulty"]["edges"] != lines[1]["difficulty"]["edges"]  # from training steps
-    assert lines[1]["difficulty"]["edges"] != lines[2]["difficulty"]["edges"]  # from a pass
-
-
-def _below_median(counts):
-    seen = 0.0
-    for count in counts:
-        seen += count
-        yield seen <= sum(counts) / 2
+    assert [line["samples"] for line in lines] == [24, 24, 24]  # of 48
+    means = [line["difficulty"] for line in lines]
+    assert means[0]["drawn"] < means[0]["all"]
+    assert means[2]["drawn"] > means[2]["all"]
+    assert means[0]["all"] != means[1]["all"]  # from training steps
+    assert means[1]["all"] != means[2]["all"]  # from a pass
 
 
 def test_predictions_of_dev_and_test_are_the_scored_ones(finished):
@@ -202,40 +193,40 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(encoder, finished, 
 @pytest.mark.usefixtures("quick_figures")
 def test_a_checkpoint_broken_off_or_spoilt_leaves_the_one_before(encoder, finished, tmp_path, monkeypatch):
     settings, whole, _ = finished
-    folder, count, real = tmp_path / "run", 0, RunFolder.commit
+    folder, count, real = tmp_path / "run", 0, torch.save
 
-    def commit(self, *arguments):
+    def save(state, path):
         nonlocal count
         count += 1
         if count == 4:  # the second within the first epoch is at its end
+            path.write_bytes(b"broken off")
             raise Interruption
-        real(self, *arguments)
+        real(state, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "commit", commit)
+        patch.setattr(torch, "save", save)
         with pytest.raises(Interruption):
             train.train(settings, erc_tiny.corpus(), folder, checkpoint_every=2)
-    assert {"checkpoint-0000-0000004", "checkpoint-0000-0000002", "partial-checkpoint"} <= set(files(folder))
-    newest = RunFolder(folder).checkpoint()
-    assert files(newest) == ["process-0.pt", "shared.pt"]
-    whole_state = read_state(newest / "shared.pt")
+    newest, before = folder / "checkpoint-0000-0000004.pt", folder / "checkpoint-0000-0000002.pt"
+    assert RunFolder(folder).checkpoints() == [before, newest]
+    assert "partial-checkpoint-0001-0000000.pt" in files(folder)
+    whole_state = read_checkpoint(newest)
     assert whole_state["progress"]["batch"] == 4
-    assert set(whole_state) == {"format", "processes", "model", "optimizer", "criterion", "sampler", "progress"}
+    assert set(whole_state) == {"format", "random", "model", "optimizer", "criterion", "sampler", "progress"}
 
-    write_state(newest / "shared.pt", {**whole_state, "processes": 2})
+    torch.save({**whole_state, "random": 2 * whole_state["random"]}, newest)
     with pytest.raises(InputError, match=r"a run with 2 processes; received 1\. Continue with as many"):
         train.train(settings, erc_tiny.corpus(), folder, resume=True)
-    spoilt = newest / "shared.pt"
-    content = spoilt.read_bytes()
+    content = newest.read_bytes()
     for spoil in (
-        lambda: spoilt.write_bytes(content[:-100]),
-        lambda: torch.save({"model": torch.zeros(3)}, spoilt),
-        spoilt.unlink,
+        lambda: newest.write_bytes(content[:-100]),
+        lambda: torch.save({"model": torch.zeros(3)}, newest),
+        lambda: newest.write_bytes(b""),
     ):
         spoil()
-        with pytest.raises(InputError, match=r"shared.pt .* remove the folder .*checkpoint-0000-0000004 and --resume"):
+        with pytest.raises(InputError, match=r"checkpoint-0000-0000004\.pt .* remove this file and --resume"):
             train.train(settings, erc_tiny.corpus(), folder, resume=True)
-    shutil.rmtree(newest)
+    newest.unlink()
     train.train(settings, erc_tiny.corpus(), folder, resume=True)
     assert files(folder) == FINISHED
     assert_same(outcome(whole), outcome(folder))
@@ -268,7 +259,7 @@ def kill_after(checkpoint, encoder, folder, seconds):
 def test_a_killed_run_ends_as_if_nothing_had_been(encoder, finished, tmp_path):
     settings, whole, _ = finished
     folder = tmp_path / "run"
-    kill_after("checkpoint-0001-0000002", encoder, folder, seconds=random.Random(0).uniform(0, 0.03))
+    kill_after("checkpoint-0001-0000002.pt", encoder, folder, seconds=random.Random(0).uniform(0, 0.03))
     assert not (folder / "result.json").exists()
     train.train(settings, erc_tiny.corpus(), folder, resume=True, checkpoint_every=2)
     assert files(folder) == FINISHED
@@ -360,7 +351,7 @@ def gradients(run):
     run.step = lambda factor: found.update(
         {name: value.grad.clone() for name, value in run.bare_model.named_parameters() if value.grad is not None}
     )
-    run.data.batches = lambda epoch: [list(range(12))]
+    run.data.batches = lambda: [list(range(12))]
     run.criterion.memory.initialize(torch.randn(30, 32), torch.arange(30) % 3)
     torch.manual_seed(5)
     run.train_epoch()
@@ -426,8 +417,9 @@ def test_processes_share_the_batches_of_an_epoch_and_have_as_many(encoder, tmp_p
 
     def batches(processes, process):
         data.processes, data.process = processes, process
-        return data.batches(epoch=1)
+        return data.batches()
 
+    data.prepare(1)
     whole = batches(1, 0)
     assert len(whole) == 12  # a dialogue of four turns each
     shares = [batches(5, process) for process in range(5)]
