@@ -311,31 +311,34 @@ def h_of_tiles(
         )  # fmt: skip
 
 
-def tiled(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
-    """The gradient of any number of rows, through a workspace of H."""
-    labels, log_weights, scale, _, num_grads, with_sum, product_dtype = contrast
-    negative, positive, grads = (tensor.contiguous() for tensor in upstream)
-    largest = _largest_gradient(grads, product_dtype)
-    num_rows, width = rows.shape
-    num_anchors = negative.shape[0]
-    tile = tile_for(rows, contrast, "backward")
-    constants = product_constants(tile, contrast)
-    table = rows.new_empty(6, num_rows)
-    coefficients_of_rows[(triton.cdiv(num_rows, 256),)](
-        labels,
-        *weights_pointer(rows, log_weights),
-        negative,
-        positive,
-        grads,
+def _coefficient_table(rows: Tensor, contrast: Contrast, upstream: Upstream, largest: Tensor) -> Tensor:
+    """(6, R), see `coefficients_of_rows`."""
+    table = rows.new_empty(6, rows.shape[0])
+    coefficients_of_rows[(triton.cdiv(rows.shape[0], 256),)](
+        contrast.labels,
+        *weights_pointer(rows, contrast.log_weights),
+        *(tensor.contiguous() for tensor in upstream),
         largest,
         table,
-        num_rows,
-        num_anchors,
+        rows.shape[0],
+        upstream.negative.shape[0],
         HEIGHT=256,
-        PLAIN=constants["PLAIN"],
-        HALF=is_half(product_dtype),
+        PLAIN=contrast.scale <= _numerics.PLAIN_SCALE,
+        HALF=is_half(contrast.product_dtype),
         **FUSED,
     )
+    return table
+
+
+def tiled(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+    """The gradient of any number of rows, through a workspace of H."""
+    _, _, scale, _, num_grads, with_sum, product_dtype = contrast
+    num_rows, width = rows.shape
+    num_anchors = upstream.negative.shape[0]
+    largest = _largest_gradient(upstream.grads, product_dtype)
+    tile = tile_for(rows, contrast, "backward")
+    constants = product_constants(tile, contrast)
+    table = _coefficient_table(rows, contrast, upstream, largest)
     labels, ranges, _ = described_rows(rows, contrast, tile)
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
