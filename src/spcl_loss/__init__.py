@@ -7,7 +7,7 @@ from spcl_loss.memory import PrototypeMemory
 from spcl_loss.methods import METHODS
 from spcl_loss.module import SupervisedPrototypicalContrastiveLoss
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "METHODS",
