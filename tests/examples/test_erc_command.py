@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import erc_tiny
-from erc import command, train
+from erc import command, report, train
 from erc.data import SOURCES
 from erc.folder import RunFolder
 from erc.settings import Settings
@@ -110,6 +110,16 @@ def test_the_table_counts_what_is_used(nowhere, capsys, trained):
     command.main("MELD", None, [*options, "--train-fraction", "0.1"])
     captured = capsys.readouterr().out.splitlines()
     assert [cells(line)[:2] for line in captured[3:6]] == [["train", "240"], ["dev", "250"], ["test", "600"]]
+
+
+def test_the_last_line_says_what_to_expect_of_the_defaults(nowhere, capsys, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *_, **options: None)
+    monkeypatch.setattr(report, "summary", lambda output: "scores")
+    monkeypatch.setitem(command.EXPECTED, "practice corpus", 12)
+    options = ["--practice", "--preset", "cpu", "--output", str(nowhere / "run")]
+    for more, last in (([], "about 12."), (["--seed", "4"], "about 12."), (["--epochs", "9"], str(nowhere / "run"))):
+        command.main("MELD", None, [*options, *more])
+        assert capsys.readouterr().out.rstrip().endswith(last)
 
 
 def test_help_is_in_groups(capsys):
