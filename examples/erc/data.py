@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import TypeAlias
 
 from .files import InputError, Source, Value, locate, read_csv, read_json, warn_of_changes
 
@@ -72,27 +73,19 @@ def plain_text(text: str) -> str:
     return text.translate(_WINDOWS_1252).translate(_PLAIN).strip()
 
 
-# Each dataset has a reader: it yields the turns of a file as they are written, which `read_split` checks and groups.
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A turn of a file: its dialogue, its position in the spoken order, and the value that gives it."""
-
-    dialogue: str
-    position: int
-    turn: Turn
-    given: Value
+# Each dataset has a reader. It yields the turns of a file as they are written: the dialogue's name, the turn's position
+# in the spoken order, the turn, and the value to blame where a position occurs twice. `read_split` groups them.
+Spoken: TypeAlias = tuple[str, int, Turn, Value]
 
 
 def read_split(path: Path, read: Callable[[Path], Iterable[Spoken]]) -> tuple[Dialogue, ...]:
     """One split's dialogues; a fault in the file is an InputError that names file and place."""
     dialogues: dict[str, dict[int, Turn]] = {}
-    for spoken in read(path):
-        turns = dialogues.setdefault(spoken.dialogue, {})
-        if spoken.position in turns:
-            raise spoken.given.fault(f"{spoken.position} occurs twice in dialogue {spoken.dialogue}")
-        turns[spoken.position] = spoken.turn
+    for dialogue, position, turn, value in read(path):
+        turns = dialogues.setdefault(dialogue, {})
+        if position in turns:
+            raise value.fault(f"{position} occurs twice in dialogue {dialogue}")
+        turns[position] = turn
     if not dialogues:
         raise InputError(f"{path}: no dialogues")
     # MELD's numbers have gaps in some dialogues but always give the spoken order.
@@ -105,7 +98,7 @@ def read_meld(path: Path) -> Iterator[Spoken]:
         dialogue, position = row["Dialogue_ID"].number(), row["Utterance_ID"].number()
         speaker, text = (plain_text(row[column].text()) for column in ("Speaker", "Utterance"))
         label = row["Emotion"].index(SOURCES["MELD"].labels)
-        yield Spoken(str(dialogue), position, Turn(str(position), speaker, text, label), row["Utterance_ID"])
+        yield str(dialogue), position, Turn(str(position), speaker, text, label), row["Utterance_ID"]
 
 
 # The speakers of IEMOCAP's files are "Ses01F_impro01_M": session, scene and gender. First names that go with any gender
@@ -130,8 +123,10 @@ def read_iemocap(path: Path) -> Iterator[Spoken]:
                     raise turn["speaker"].fault(f"more than {len(NEUTRAL_NAMES)} speakers in a dialogue")
                 names[speaker] = NEUTRAL_NAMES[len(names)]
             text = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn["text"].text())).split())
-            label = turn["label"].index(IEMOCAP_CODES) if "label" in turn else None
-            yield Spoken(str(number), position, Turn(str(position), names[speaker], text, label), turn)
+            label = (
+                turn["label"].index(IEMOCAP_CODES, "; a turn of another kind has no label") if "label" in turn else None
+            )
+            yield str(number), position, Turn(str(position), names[speaker], text, label), turn
 
 
 def read_emorynlp(path: Path) -> Iterator[Spoken]:
@@ -142,7 +137,7 @@ def read_emorynlp(path: Path) -> Iterator[Spoken]:
             for position, turn in enumerate(_some(scene["utterances"])):
                 speaker = speaker_name([speaker.text() for speaker in turn["speakers"]])
                 text, label = plain_text(turn["transcript"].text()), turn["emotion"].index(SOURCES["EmoryNLP"].labels)
-                yield Spoken(name, position, Turn(turn["utterance_id"].text(), speaker, text, label), turn)
+                yield name, position, Turn(turn["utterance_id"].text(), speaker, text, label), turn
 
 
 # Some papers use a reduced release of EmoryNLP, the CSV files in MELD's repository, and score on its 984 test
@@ -162,7 +157,7 @@ def read_reduced(path: Path) -> Iterator[Spoken]:
             raise row["Speaker"].fault(f"{row['Speaker'].text()!r} is not a list of names") from None
         label = row["Emotion"].index(SOURCES[REDUCED].labels)
         turn = Turn(str(position), speaker, plain_text(row["Utterance"].text()), label)
-        yield Spoken(f"s{season:02}_e{episode:02}_c{scene:02}", position, turn, row["Utterance_ID"])
+        yield f"s{season:02}_e{episode:02}_c{scene:02}", position, turn, row["Utterance_ID"]
 
 
 def _some(turns: Value) -> Iterator[Value]:

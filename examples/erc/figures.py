@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
 
 if TYPE_CHECKING:
     from .report import Arm
@@ -20,7 +21,7 @@ def draw(arms: Sequence[Arm]) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that there is to show; every figure shows all arms."""
     classes = arms[0].classes
     yield "curves", "Dev weighted-F1 of the selecting head after each epoch. Band: all seeds.", curves(arms)
-    caption = "Test turns, selecting head, all seeds: share of the true class, and count."
+    caption = "Test turns, selecting head, all seeds: share of the true class."
     yield "confusion", caption, confusion(arms, classes)
     caption = "Test turns of the first seed, projected linearly. Large: class means of the training set."
     yield "map", caption, maps(arms, classes)
@@ -60,13 +61,9 @@ def confusion(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
     for panel, arm in zip(axes, arms, strict=True):
         counts = arm.confusion()
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for row, column in zip(*counts.nonzero(), strict=True):
-            text = f"{shares[row, column]:.0%}\n{counts[row, column]}"
-            color = "white" if shares[row, column] > 0.55 else "black"
-            panel.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-        panel.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
-        panel.set_yticks(range(len(classes)), classes)
+        display = ConfusionMatrixDisplay(shares, display_labels=classes)
+        colours = {"vmin": 0, "vmax": 1}  # the same in all panels
+        display.plot(cmap="Blues", im_kw=colours, values_format=".0%", xticks_rotation=40, colorbar=False, ax=panel)
         panel.set(title=arm.label, xlabel="predicted", ylabel="true")
     return figure
 

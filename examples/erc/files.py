@@ -150,11 +150,11 @@ class Value:
         except ValueError:
             raise self.fault(f"{self.content!r} is not a whole number") from None
 
-    def index(self, names: Sequence[str]) -> int:
+    def index(self, names: Sequence[str], remedy: str = "") -> int:
         """Its place among `names`, written in any case."""
         name = self.text().strip().lower()
         if name not in names:
-            raise self.fault(f"{self.content!r} is none of {', '.join(names)}")
+            raise self.fault(f"{self.content!r} is none of {', '.join(names)}{remedy}")
         return names.index(name)
 
     def fault(self, what: str) -> InputError:

@@ -325,7 +325,10 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
         ([], "no dialogues"),
         ([[]], "[0]: an empty dialogue"),
         ([[{"text": "a\0b", "speaker": "b"}]], "[0][0].text: a NUL byte"),
-        ([[{"text": "a", "speaker": "b", "label": "dis"}]], "[0][0].label: 'dis' is none of neu"),
+        (
+            [[{"text": "a", "speaker": "b", "label": "dis"}]],
+            "[0][0].label: 'dis' is none of neu, fru, sad, ang, exc, hap; a turn of another kind has no label",
+        ),
         ([[{"text": "a"}]], '[0][0]: expected an object with "speaker"'),
         ([[{"text": "a", "speaker": str(i)} for i in range(11)]], "[0][10].speaker: more than 10 speakers"),
     ],
