@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def test_relative_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+def test_the_picture_of_the_idea_is_what_its_script_draws() -> None:
+    script = runpy.run_path(str(ROOT / "docs/figures/idea.py"))
+    assert list(script["THEMES"]) == ["light", "dark"]
+    for name, theme in script["THEMES"].items():
+        committed = (ROOT / f"docs/figures/idea-{name}.svg").read_text(encoding="utf-8")
+        assert committed == script["picture"](theme), "run docs/figures/idea.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_pictures_are_there(page: Path) -> None:
+    sources = re.findall(r'(?:src|srcset)="(?!https?://)([^"]+)"', page.read_text(encoding="utf-8"))
+    assert not [source for source in sources if not (page.parent / source).is_file()]
 
 
 def test_the_version_is_the_same_everywhere() -> None:
