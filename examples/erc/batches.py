@@ -66,11 +66,6 @@ class Epochs:
         """Whether training steps tell difficulties. One of several processes would know those of its own steps only."""
         return self.settings.curriculum == "on" and not self.settings.as_authors and self.processes == 1
 
-    def observe(self, members: list[int], features: Tensor, labels: Tensor, centers: Tensor, exist: Tensor) -> None:
-        """Notes the difficulties of a training step's samples for the epochs to come."""
-        if self.sampler is not None:
-            self.sampler.observe(torch.tensor(members), features.detach(), labels, centers, exist)
-
     def observed(self) -> Tensor | None:
         """(n,) difficulties from the last training steps; a query about a past turn has the turn's own."""
         if self.sampler is None:

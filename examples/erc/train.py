@@ -199,8 +199,9 @@ class Training:
                 cross_entropy = F.cross_entropy(scores, batch.labels, weight=self.class_weights)
                 self.accelerator.backward(weight * contrastive + cross_entropy)
                 self.step(rate_factor(settings, progress.epoch, progress.batch, len(batches), progress.update))
-                if self.data.observes:
-                    self.data.observe(members, features, batch.labels, *self.criterion.memory.centroids())
+                if self.data.observes:  # difficulties for the epochs to come
+                    places, centroids = torch.tensor(members), self.criterion.memory.centroids()
+                    self.data.sampler.observe(places, features.detach(), batch.labels, *centroids)
 
                 sums += torch.stack([contrastive.detach(), cross_entropy.detach()])
                 progress.batch += 1
