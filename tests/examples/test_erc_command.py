@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import erc_tiny
 from erc import command, report, train
@@ -226,15 +228,24 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_two_processes_train_one_model(tmp_path):
+def test_two_processes_train_one_model_and_continue_it_exactly(tmp_path):
     encoder = erc_tiny.encoder(tmp_path / "encoder")
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests/examples')!r}, {str(ROOT / 'examples')!r}]\n"
         "import erc_tiny\n"
-        "from erc.train import train\n"
+        "from erc.train import Training, train\n"
         f"settings = erc_tiny.settings({encoder!r}, epochs=2, inputs='dialogues', curriculum='all')\n"
-        f"train(settings, erc_tiny.corpus(), {str(tmp_path / 'run')!r})\n",
+        f"train(settings, erc_tiny.corpus(), {str(tmp_path / 'run')!r})\n"
+        "step, steps = Training.step, []\n"
+        "def interrupted(self, factor):\n"
+        "    steps.append(factor)\n"
+        "    if len(steps) == 10: raise KeyboardInterrupt\n"
+        "    step(self, factor)\n"
+        "Training.step = interrupted\n"
+        f"again = {str(tmp_path / 'again')!r}\n"
+        "try: train(settings, erc_tiny.corpus(), again, checkpoint_every=2)\n"
+        "except KeyboardInterrupt: train(settings, erc_tiny.corpus(), again, resume=True)\n",
         encoding="utf-8",
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
@@ -246,3 +257,7 @@ def test_two_processes_train_one_model(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0]["samples"] == 48  # in twelve batches, of which each of the two processes trains on six
     assert lines[0]["updates"] == 6
+    weights, again = (load_file(tmp_path / run / "best.safetensors") for run in ("run", "again"))
+    for name, value in weights.items():  # each process has dropped out the same units
+        assert torch.equal(again[name], value), name
+    assert "continuing after epoch 1, batch 2" in done.stdout + done.stderr
