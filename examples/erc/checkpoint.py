@@ -86,10 +86,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is broken off or something else.
     """
-    remedy = "remove this file and --resume goes on from the checkpoint before it"
+    remedy = "remove it and --resume goes on from the checkpoint before it"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} cannot be read, it is broken off or no checkpoint; {remedy}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is no checkpoint of these examples, format {FORMAT!r}; {remedy}")

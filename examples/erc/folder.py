@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -82,7 +83,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The newest comes last."""
-        return sorted(self.path.glob("checkpoint-*.pt"))
+        return sorted(self.path.glob("checkpoint-*"))
 
     def best_of(self, epoch: int) -> Path:
         """The weights of an epoch that was the best when it ended."""
@@ -92,7 +93,7 @@ class RunFolder:
         """A finished run needs none."""
         for pattern in _RESUME:
             for path in self.path.glob(pattern):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()  # an earlier version made folders
 
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""

@@ -222,11 +222,12 @@ def test_a_checkpoint_broken_off_or_spoilt_leaves_the_one_before(encoder, finish
         lambda: newest.write_bytes(content[:-100]),
         lambda: torch.save({"model": torch.zeros(3)}, newest),
         lambda: newest.write_bytes(b""),
+        lambda: (newest.unlink(), newest.mkdir()),  # as an earlier version had it
     ):
         spoil()
-        with pytest.raises(InputError, match=r"checkpoint-0000-0000004\.pt .* remove this file and --resume"):
+        with pytest.raises(InputError, match=r"checkpoint-0000-0000004\.pt .* remove it and --resume"):
             train.train(settings, erc_tiny.corpus(), folder, resume=True)
-    newest.unlink()
+    newest.rmdir()
     train.train(settings, erc_tiny.corpus(), folder, resume=True)
     assert files(folder) == FINISHED
     assert_same(outcome(whole), outcome(folder))
@@ -284,6 +285,8 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(encoder, tmp_path
     own.open(erc_tiny.settings(encoder), resume=False, overwrite=False)
     for file in (own.result, own.report, own.predictions, *(tmp_path / name for name in FIGURES)):
         file.write_text("{}", encoding="utf-8")
+    (tmp_path / "checkpoint-0000-0000002").mkdir()  # as an earlier version had it
+    (tmp_path / "checkpoint-0001-0000000.pt").write_bytes(b"")
     own.open(erc_tiny.settings(encoder, seed=1), resume=False, overwrite=True)
     assert files(tmp_path) == ["notes.txt", "settings.json"]
 
