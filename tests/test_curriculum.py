@@ -159,7 +159,9 @@ class TestRanks:
         with pytest.raises(ValueError, match=r"num_replicas=4; received \d of 3 samples in epoch 0.*fewer ranks"):
             sampler(3, draw=draw, num_replicas=4, rank=1)
 
-    @pytest.mark.parametrize(("stated", "expected"), [({}, (3, 2)), ({"num_replicas": 1, "rank": 0}, (1, 0))])
+    @pytest.mark.parametrize(
+        ("stated", "expected"), [({}, (3, 2)), ({"num_replicas": 1, "rank": 0}, (1, 0)), ({"num_replicas": 1}, (1, 0))]
+    )
     def test_they_are_those_of_the_running_process_group(self, stated, expected, monkeypatch):
         for name, value in {"is_initialized": True, "get_world_size": 3, "get_rank": 2}.items():
             monkeypatch.setattr(torch.distributed, name, lambda value=value: value)

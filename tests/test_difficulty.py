@@ -226,11 +226,18 @@ BLOCKS = in_blocks(DRAWN, torch.tensor([0, 1, 0, 1]), 2)
 BAD_BLOCKS = {
     "a generator in two passes": (ValueError, "starts anew", "generator", {"blocks": (block for block in BLOCKS)}),
     "one pass in disguise": (ValueError, "4 rows in the first", "0 in the second", {"blocks": _Once(BLOCKS)}),
+    "blocks of two widths": (
+        ValueError, "(N, 3)", "(2, 4)", {"blocks": [BLOCKS[0], (BLOCKS[1][0], torch.ones(2, 4), BLOCKS[1][2])]}
+    ),
+    "blocks without a column": (
+        ValueError, "at least 1", "0", {"blocks": [(BLOCKS[0][0], torch.ones(2, 0), BLOCKS[0][2])]}
+    ),
+    "centers as a list": (TypeError, "tensor", "list", {"centers": [[1.0] * 3], "center_mask": torch.tensor([True])}),
     "no blocks": (ValueError, "at least one block", "none", {"blocks": []}),
     "no samples": (ValueError, "num_samples", "0", {"num_samples": 0}),
     "index too large": (ValueError, "below 3", "3", {"num_samples": 3}),
     "mask without centers": (ValueError, "centers", "None", {"center_mask": torch.ones(2, dtype=torch.bool)}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_BLOCKS)

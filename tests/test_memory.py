@@ -311,6 +311,13 @@ class TestRebuilding:
         assert_same_state(other, new)
         assert torch.equal(other.prototypes()[0], new.prototypes()[0])
 
+    def test_what_a_state_dict_has_assigned_stays(self):
+        """Debuggers and inspection read every attribute, that of Hugging Face too."""
+        memory, other = filled(seed=5), self.on_meta()
+        other.load_state_dict(copy.deepcopy(memory.state_dict()), assign=True)
+        assert other._is_hf_initialized
+        assert_same_state(other, memory)
+
     def test_a_filled_memory_is_not_reinitialised(self):
         memory = filled(seed=5)
         before = copy.deepcopy(memory)

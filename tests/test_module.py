@@ -460,6 +460,7 @@ def test_other_attributes_are_left_to_their_owners():
     criterion = module()
     criterion.id, criterion.qconfig, criterion.projection = 3, None, torch.nn.Linear(D, D)
     criterion._hf_hook = criterion.forward = criterion.forward
+    criterion.base_temperature, criterion.temperature_end, criterion.class_weights_source = 0.07, 0.02, "counts"
     assert (criterion.id, criterion.qconfig) == (3, None)
     assert set(dict(criterion.named_parameters())) == {"projection.weight", "projection.bias"}
 
@@ -492,6 +493,26 @@ def test_a_scheduled_temperature_compiles_twice():
         ours = oracle.value_and_gradients(compiled, *batch(step))
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("rows", [C - 1, C + 1, C + 5])
+def test_learned_prototypes_are_one_per_class_of_the_memory(rows):
+    criterion, (embeddings, labels) = trained(), batch(9)
+    before = copy.deepcopy(criterion)
+    with pytest.raises(ValueError, match=rf"prototypes must have shape \({C}, {D}\); received \({rows}, {D}\)"):
+        criterion(embeddings, labels.clamp_max(rows - 1), prototypes=torch.randn(rows, D))
+    assert_same_state(criterion, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"prototypes": torch.ones(C, D, device="meta")}], ids=["drawn", "learned"])
+def test_another_device_is_that_of_the_embeddings(options):
+    criterion = trained(class_weights=torch.ones(C))
+    embeddings, labels = (tensor.to("meta") for tensor in batch(9))
+    message = r"embeddings must be on the device of the memory, cpu; received meta.*the loss .* with \.to\('meta'\)"
+    with pytest.raises(ValueError, match=message):
+        criterion(embeddings, labels, **options)
+    with pytest.raises(ValueError, match=message):
+        criterion.logits(embeddings)
 
 
 def test_the_embedding_dim_is_named_before_anything_else():

@@ -1,7 +1,7 @@
 """Raise-helpers: every error of the public functions names what was expected, what came and the remedy.
 
 Looking at the values of a tensor makes the host wait for a GPU, so value checks run on CPU tensors; on a GPU they are
-device-side assertions. A compiled graph carries none: it cannot branch on values.
+device-side assertions. A compiled graph does not check labels.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> N
     check_shape(name, tensor, shape)
 
 
-def check_embeddings(embeddings: Tensor, embedding_dim: int | None) -> None:
-    """(N, D) floating rows; `embedding_dim` None allows any width."""
+def check_embeddings(embeddings: Tensor, queue: Tensor | None) -> None:
+    """(N, D) floating rows that fit the queues (C, M, D) of a memory; None for a loss without a memory."""
+    embedding_dim = None if queue is None else queue.shape[2]
     if embedding_dim is not None and isinstance(embeddings, Tensor) and embeddings.dim() == 2:
         width = embeddings.shape[1]
         if width != embedding_dim:
@@ -62,6 +63,11 @@ def check_embeddings(embeddings: Tensor, embedding_dim: int | None) -> None:
                 f"{tuple(embeddings.shape)}. Build the loss and its memory with embedding_dim={width}"
             )
     check_floating("embeddings", embeddings, ("N", "D" if embedding_dim is None else embedding_dim))
+    if queue is not None and embeddings.device != queue.device:
+        raise ValueError(
+            f"embeddings must be on the device of the memory, {queue.device}; received {embeddings.device}. "
+            f"Move the memory, or the loss that holds it, with .to({str(embeddings.device)!r})"
+        )
 
 
 def check_any_class(exists: Tensor) -> None:
@@ -150,7 +156,7 @@ def check_labels(
     rows: int,
     device: torch.device,
     num_classes: int | None,
-    ignore_index: int | None,
+    ignore_index: int,
     name: str = "labels",
 ) -> None:
     """Integer labels, one a row, each a class of [0, num_classes) or `ignore_index`."""
@@ -161,8 +167,7 @@ def check_labels(
     if rows == 0 or _has_no_values(labels):
         return
     upper = "" if num_classes is None else f" below {num_classes}"
-    ignored = "" if ignore_index is None else f", or ignore_index={ignore_index}"
-    message = f"{name} must be classes from 0 on{upper}{ignored}"
+    message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
     if device.type == "cpu":
         _check_label_values(labels, num_classes, ignore_index, message)
     else:
@@ -188,7 +193,7 @@ def _has_no_values(tensor: Tensor) -> bool:
     return bool(torch.compiler.is_compiling() or tensor.is_meta or torch._C._functorch.maybe_current_level())
 
 
-def _check_label_values(labels: Tensor, num_classes: int | None, ignore_index: int | None, message: str) -> None:
+def _check_label_values(labels: Tensor, num_classes: int | None, ignore_index: int, message: str) -> None:
     smallest, largest = (int(bound) for bound in labels.long().aminmax())
     if smallest >= 0 and (num_classes is None or largest < num_classes):
         return
@@ -199,8 +204,8 @@ def _check_label_values(labels: Tensor, num_classes: int | None, ignore_index: i
         )
 
 
-def _valid_labels(labels: Tensor, num_classes: int | None, ignore_index: int | None) -> Tensor:
+def _valid_labels(labels: Tensor, num_classes: int | None, ignore_index: int) -> Tensor:
     in_range = labels >= 0
     if num_classes is not None:
         in_range &= labels < num_classes
-    return in_range if ignore_index is None else in_range | (labels == ignore_index)
+    return in_range | (labels == ignore_index)

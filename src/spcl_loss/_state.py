@@ -40,6 +40,12 @@ class Restorable(nn.Module):
             self._fill()
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        own = dict(self.named_buffers(recurse=False))
+        if all(prefix + name in state_dict and not buffer.is_meta for name, buffer in own.items()):
+            self._built_on_meta = False  # all values are loaded: nothing is left to fill
+
     @property
     def _is_hf_initialized(self) -> bool:
         """Hugging Face reads this after loading: the last moment to fill what the checkpoint did not hold."""

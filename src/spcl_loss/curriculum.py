@@ -60,7 +60,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
         seed: of the draws and the order.
         num_replicas: number of ranks that share an epoch. None for the size of the running process group, 1 without
             one. Each rank gets equally many samples, and no sample goes to two ranks; the remainder is left out.
-        rank: which of them this is. None for the rank in the running process group, 0 without one.
+        rank: which of them this is. None for the rank in the running process group, 0 without one or with a single
+            replica.
 
     Raises:
         TypeError: an argument has the wrong kind.
@@ -338,7 +339,7 @@ def _ranks(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
                 f"rank must be given with num_replicas={num_replicas} where no process group runs; received None. "
                 "Pass this process's rank, or call torch.distributed.init_process_group first"
             )
-        rank = dist.get_rank() if grouped else 0
+        rank = dist.get_rank() if grouped and num_replicas > 1 else 0
     check_size("rank", rank, minimum=0)
     if rank >= num_replicas:
         raise ValueError(f"rank must be below num_replicas={num_replicas}; received {rank}. Ranks count from 0")

@@ -135,6 +135,8 @@ def prototype_difficulty_blocks(
         EMNLP 2022, section 3.3.
     """
     check_size("num_samples", num_samples)
+    if centers is not None:
+        check_floating("centers", centers, ("C", "D"))
     _check_options(centers, center_mask, ignore_index, leave_one_out)
     means, counted = (None, None) if centers is not None else _means_of_blocks(blocks, num_samples, ignore_index)
     # The result is float32 on the CPU, whatever torch's default dtype and device are.
@@ -175,8 +177,11 @@ def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: in
 
 
 def _checked(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> Iterator[Block]:
+    width: int | str = "D"
     for indices, embeddings, labels in blocks:
-        check_floating("embeddings", embeddings, ("N", "D"))
+        check_floating("embeddings", embeddings, ("N", width))
+        width = embeddings.shape[1]
+        check_size("the width of embeddings", width)
         check_labels(labels, embeddings.shape[0], embeddings.device, None, ignore_index)
         check_indices(indices, embeddings.shape[0], num_samples)
         yield indices, embeddings, labels

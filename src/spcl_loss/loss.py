@@ -117,14 +117,17 @@ def supervised_prototypical_contrastive_loss(
     return loss_of_batch(checked_batch(batch, options), options)
 
 
-def checked_batch(batch: Batch, options: Options, embedding_dim: int | None = None) -> Batch:
-    """Checks the arguments. With `gather_distributed` it then gathers the rows of all ranks."""
+def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -> Batch:
+    """Checks the arguments. With `gather_distributed` it then gathers the rows of all ranks.
+
+    With the `queue` (C, M, D) of a memory the batch has to fit that too.
+    """
     group = options.process_group
     shared = options.gather_distributed and world_size(group) > 1
     together = shared and not torch.compiler.is_compiling()  # a graph cannot carry what is sent after an error
     with refusing_together(group) if together else nullcontext():
         options.check()
-        _check_tensors(batch, options, embedding_dim)
+        _check_tensors(batch, options, queue)
     if not shared:
         return batch
     settings: dict[str, object] = options._asdict()
@@ -247,15 +250,15 @@ def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: 
     return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
 
 
-def _check_tensors(batch: Batch, options: Options, embedding_dim: int | None) -> None:
-    """Raises where the tensors fit neither one another nor the options."""
+def _check_tensors(batch: Batch, options: Options, queue: Tensor | None) -> None:
+    """Raises where the tensors do not fit one another, the options or the memory."""
     embeddings, prototypes, candidates = batch.embeddings, batch.prototypes, batch.candidates
-    check_embeddings(embeddings, embedding_dim)
+    check_embeddings(embeddings, queue)
     rows, width = embeddings.shape
     check_size("the width of embeddings", width)
-    num_classes = None
+    num_classes = None if queue is None else queue.shape[0]
     if batch.class_weights is not None:
-        check_floating("class_weights", batch.class_weights, ("C",))
+        check_floating("class_weights", batch.class_weights, ("C" if num_classes is None else num_classes,))
         num_classes = batch.class_weights.shape[0]
     if prototypes is not None:
         check_floating("prototypes", prototypes, ("C" if num_classes is None else num_classes, width))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_device, check_embeddings, check_int, check_labels, check_size
+from spcl_loss._checks import check_embeddings, check_int, check_labels, check_size
 from spcl_loss._hashing import checksum, draw_keys, hashed
 from spcl_loss._numerics import computed_dtype
 from spcl_loss._state import Restorable
@@ -278,8 +278,7 @@ class PrototypeMemory(Restorable):
             )
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
-        check_embeddings(embeddings, self.embedding_dim)
-        check_device("embeddings", embeddings, "the memory", self.queue.device)
+        check_embeddings(embeddings, self.queue)
         check_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
 
     def _admit(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

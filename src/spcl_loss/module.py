@@ -168,7 +168,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         options = self._options()
         batch = Batch(embeddings, labels, prototypes, exists, None, None, self.class_weights, sample_weight)
         # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
-        batch = checked_batch(batch, options, self.memory.embedding_dim)
+        batch = checked_batch(batch, options, self.memory.queue)
         loss = loss_of_batch(batch, options)
         if update_memory:
             self.memory._end_step(batch.embeddings, batch.labels)
@@ -181,7 +181,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             ValueError: no class has a centroid. On a GPU this is a device-side assertion.
         """
         self._options().check()
-        check_embeddings(embeddings, self.memory.embedding_dim)
+        check_embeddings(embeddings, self.memory.queue)
         centroids, exists = self.memory.centroids()
         check_any_class(exists)
         dtype = computed_dtype(embeddings)
@@ -282,7 +282,7 @@ def _check_spelling(name: str) -> None:
         remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
         raise AttributeError(f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}")
     near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.75)
-    if near:
+    if near and f"_{near[0]}_" not in f"_{name}_":  # a subclass may have a base_temperature
         raise AttributeError(f"the loss has no option {name}. Did you mean {near[0]}?")
 
 
