@@ -1,8 +1,7 @@
-"""The datasets: MELD, IEMOCAP and EmoryNLP become a `Corpus` of dialogues, counted against the published sizes."""
+"""The datasets: MELD, IEMOCAP and EmoryNLP become a `Corpus` of dialogues."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections import Counter
@@ -140,26 +139,6 @@ def read_emorynlp(path: Path) -> Iterator[Spoken]:
                 yield name, position, Turn(turn["utterance_id"].text(), speaker, text, label), turn
 
 
-# Some papers use a reduced release of EmoryNLP, the CSV files in MELD's repository, and score on its 984 test
-# utterances instead of 1328. The two are not comparable, so the reduced one has a name of its own.
-REDUCED = "EmoryNLP (reduced release)"
-REDUCED_COLUMNS = ("Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode")
-
-
-def read_reduced(path: Path) -> Iterator[Spoken]:
-    for row in read_csv(path, REDUCED_COLUMNS):
-        season, episode, scene, position = (
-            row[column].number() for column in ("Season", "Episode", "Scene_ID", "Utterance_ID")
-        )
-        try:
-            speaker = speaker_name([str(name) for name in ast.literal_eval(row["Speaker"].text())])
-        except (ValueError, SyntaxError, TypeError):
-            raise row["Speaker"].fault(f"{row['Speaker'].text()!r} is not a list of names") from None
-        label = row["Emotion"].index(SOURCES[REDUCED].labels)
-        turn = Turn(str(position), speaker, plain_text(row["Utterance"].text()), label)
-        yield f"s{season:02}_e{episode:02}_c{scene:02}", position, turn, row["Utterance_ID"]
-
-
 def _some(turns: Value) -> Iterator[Value]:
     if turns.content == []:
         raise turns.fault("an empty dialogue; leave it out")
@@ -179,7 +158,7 @@ def _first_name(name: str) -> str:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Spoken]]] = {
-    "MELD": read_meld, "IEMOCAP": read_iemocap, "EmoryNLP": read_emorynlp, REDUCED: read_reduced,
+    "MELD": read_meld, "IEMOCAP": read_iemocap, "EmoryNLP": read_emorynlp,
 }  # fmt: skip
 
 
@@ -191,15 +170,10 @@ def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
         return practice_corpus()
     if name not in READERS:
         raise InputError(f"the corpus must be one of {', '.join([*READERS, PRACTICE])}; received {name!r}")
-    if name in ("EmoryNLP", REDUCED):  # the release that is there
-        name = "EmoryNLP" if data_dir is None or SOURCES[REDUCED].missing(Path(data_dir)) else REDUCED
     source = SOURCES[name]
     folder = locate(source, data_dir)
     corpus = Corpus(name, source.labels, *(read_split(folder / file, READERS[name]) for file in source.files))
     warn_of_changes(source, folder)
-    # The reduced release also circulates in the full one's format.
-    if name == "EmoryNLP" and counts(corpus, "test")[1] == SOURCES[REDUCED].published["test"][1]:
-        return replace(corpus, name=REDUCED)
     return corpus
 
 
@@ -224,17 +198,3 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
     return "\n".join([head, "|".join(["", *("-" * (width + 2) for width in widths), ""]), *body])
-
-
-def departures(corpus: Corpus) -> list[str]:
-    """How the splits differ from the published ones; empty where none are published."""
-    if corpus.name not in SOURCES:
-        return []
-    found = []
-    for split, published in SOURCES[corpus.name].published.items():
-        what = ("dialogues", "turns", *(f"{label} turns" for label in corpus.labels))
-        (*sizes, classes), (*other_sizes, other_classes) = counts(corpus, split), published
-        for name, one, other in zip(what, (*sizes, *classes), (*other_sizes, *other_classes), strict=True):
-            if one != other:
-                found.append(f"{split} has {one} {name}, published {other}")
-    return found

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from erc import data, files
-from erc.data import REDUCED, SOURCES, Corpus, Dialogue, Turn, load_corpus, plain_text, read_split
+from erc.data import SOURCES, Corpus, Dialogue, Turn, load_corpus, plain_text, read_split
 from erc.files import InputError, NoDataError
 
 MELD = SOURCES["MELD"]
@@ -272,38 +272,6 @@ def test_broken_json_names_the_file(tmp_path):
         split_of(data.read_emorynlp, tmp_path / "x.json")
 
 
-def test_the_reduced_release_has_a_name_of_its_own(tmp_path):
-    header = "Utterance,Speaker,Emotion,Scene_ID,Utterance_ID,Season,Episode,Start_Time,End_Time\n"
-    rows = (
-        "Hi.,['Ann Bee'],Joyful,4,3,1,2,0,0\nWell,\"['Ben', 'Cleo Day']\",Mad,4,1,1,2,0,0\nOh,['Ben'],Sad,4,1,2,2,0,0\n"
-    )
-    for name in SOURCES[REDUCED].files:
-        (tmp_path / name).write_text(header + rows, encoding="utf-8")
-    corpus = data.load_corpus("EmoryNLP", tmp_path)
-    assert corpus.name == "EmoryNLP (reduced release)"
-    assert [dialogue.id for dialogue in corpus.test] == ["s01_e02_c04", "s02_e02_c04"]
-    assert [(turn.id, turn.speaker, turn.label) for turn in corpus.test[0].turns] == [
-        ("1", "Ben and Cleo", 3),
-        ("3", "Ann", 1),
-    ]
-    assert data.load_corpus(corpus.name, tmp_path) == corpus  # as --resume asks for it
-
-
-def test_the_reduced_release_is_known_by_its_size_in_the_full_ones_format(tmp_path):
-    for name in SOURCES["EmoryNLP"].files:
-        utterances = [utterance(str(i), "Neutral", "Ann") for i in range(984)]
-        in_json(tmp_path / name, {"episodes": [{"scenes": [{"scene_id": "c", "utterances": utterances}]}]})
-    assert data.load_corpus("EmoryNLP", tmp_path).name == "EmoryNLP (reduced release)"
-    assert data.load_corpus(REDUCED, tmp_path).name == REDUCED  # as --resume asks for it
-
-
-def test_a_field_that_is_no_list_of_speakers_is_named(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text(",".join(data.REDUCED_COLUMNS) + "\nHi.,Ann Bee,Mad,1,1,1,1\n", encoding="utf-8")
-    with pytest.raises(InputError, match="line 2, column Speaker: 'Ann Bee' is not a list of names"):
-        split_of(data.read_reduced, path)
-
-
 def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
     turns = [
         {"text": "Well [LAUGHTER]-  yes.", "speaker": "Ses05F_impro01_M"},
@@ -346,7 +314,7 @@ def test_without_iemocap_the_error_says_how_to_obtain_it(nowhere):
         assert part in str(caught.value)
 
 
-def test_sizes_are_counted_and_compared():
+def test_sizes_are_counted():
     dialogue = Dialogue("0", (Turn("0", "Ann", "Hi.", 1), Turn("1", "Ben", "Oh.", None)))
     corpus = Corpus("MELD", MELD.labels, (dialogue, dialogue), (dialogue,), ())
     head = "|       | dialogues | turns | labelled | neutral | joy | surprise |"
@@ -357,9 +325,6 @@ def test_sizes_are_counted_and_compared():
         ["dev", "1", "2", "1", "0", "1"],
         ["test", "0", "0", "0", "0", "0"],
     ]
-    assert data.departures(corpus)[:2] == ["train has 2 dialogues, published 1038", "train has 4 turns, published 9989"]
-    assert "dev has 1 joy turns, published 163" in data.departures(corpus)
-    assert data.departures(Corpus("tiny", ("calm",), (), (), ())) == []
 
 
 @pytest.mark.parametrize("name", ["MELD", "EmoryNLP", "IEMOCAP"])
@@ -369,7 +334,8 @@ def test_the_dataset_itself_has_the_published_sizes(name):
         pytest.skip(f"SPCL_DATA_DIR names no folder with {name}")
     corpus = data.load_corpus(name)
     assert corpus.name == name
-    assert data.departures(corpus) == []
+    for split, (dialogues, turns, classes) in SOURCES[name].published.items():
+        assert data.counts(corpus, split) == (dialogues, turns, tuple(classes))
     turns = [turn for split in (corpus.train, corpus.dev, corpus.test) for dialogue in split for turn in dialogue.turns]
     assert not any(quote in turn.text for turn in turns for quote in '\u2018\u2019\u201c\u201d"')
     assert not any("Ses0" in turn.speaker or "[" in turn.text for turn in turns if name == "IEMOCAP")
