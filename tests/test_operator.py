@@ -1,5 +1,7 @@
 """The operator as PyTorch sees it: registration, compilation, transforms, and no value read by the host."""
 
+import inspect
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, _numerics
+from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, _distributed, _numerics
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Contrast, dense, operator, strips
+from spcl_loss._similarity import Contrast, dense, operator, sharded, strips
 from spcl_loss._similarity.contrast import Upstream
 
 IMPLS = ["dense", "strips"]
@@ -218,3 +220,9 @@ def test_products_in_half_precision_round_the_operands_only(dtype):
     expected = strips.gradient(rows, contrast, upstream)
     error = strips.gradient(rows, halves, upstream) - expected
     assert error.norm() < 2 * torch.finfo(dtype).eps * expected.norm()
+
+
+def test_traced_code_copies_named_tuples_by_hand():
+    """The torch.compile of torch 2.6 cannot trace the methods of a named tuple."""
+    for traced in (inspect.getmodule(spcl), _distributed, operator, sharded):
+        assert not re.findall(r"\._(?:asdict|replace|make)\(", inspect.getsource(traced))

@@ -33,7 +33,11 @@ class Ranks(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss of a batch is computed from. With `ranks` the rows are those of all of them, in rank order."""
+    """What the loss of a batch is computed from. With `ranks` the rows are those of all of them, in rank order.
+
+    In compiled code use neither `_asdict` nor `_replace`, here and in `Options` and `Contrast`: torch 2.6 cannot trace
+    these.
+    """
 
     embeddings: Tensor  # (N, D)
     labels: Tensor  # (N,)
@@ -63,9 +67,14 @@ def gather_batch(own: Batch, group: dist.ProcessGroup | None, settings: Mapping[
         agreed[f"requires_grad of {name}"] = tensor is not None and tensor.requires_grad
     ranks = Ranks(_agree(own.embeddings, world_size(group), group, agreed), dist.get_rank(group), group)
     sample_weight = own.sample_weight
-    return own._replace(
+    return Batch(
         embeddings=_with_own_gradient(ranks, own.embeddings),
         labels=ranks.gather(own.labels.long()),
+        prototypes=own.prototypes,
+        prototype_mask=own.prototype_mask,
+        candidates=own.candidates,
+        candidate_labels=own.candidate_labels,
+        class_weights=own.class_weights,
         sample_weight=None if sample_weight is None else _with_own_gradient(ranks, sample_weight),
         ranks=ranks,
     )

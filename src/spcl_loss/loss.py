@@ -130,7 +130,7 @@ def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -
         _check_tensors(batch, options, queue)
     if not shared:
         return batch
-    settings: dict[str, object] = options._asdict()
+    settings: dict[str, object] = dict(zip(Options._fields, options, strict=True))
     del settings["process_group"]  # a handle, different on every rank
     return gather_batch(batch, group, settings)
 
@@ -274,7 +274,7 @@ def _check_tensors(batch: Batch, options: Options, queue: Tensor | None) -> None
         check_floating("candidates", candidates, ("M", width))
     if batch.sample_weight is not None:
         check_floating("sample_weight", batch.sample_weight, (rows,))
-    for name, tensor in batch._asdict().items():
+    for name, tensor in zip(Batch._fields, batch, strict=True):
         if isinstance(tensor, Tensor):
             check_device(name, tensor, "embeddings", embeddings.device)
     check_labels(batch.labels, rows, embeddings.device, num_classes, options.ignore_index)

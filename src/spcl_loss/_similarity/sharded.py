@@ -32,11 +32,14 @@ def statistics_of_all_ranks(rows: Tensor, contrast: Contrast, impl: str, ranks: 
     part = _divide(ranks, contrast)
     own_rows = torch.cat([rows[own] for own in part.own])
     own_labels = torch.cat([contrast.labels[own] for own in part.own])
-    contrast = contrast._replace(
+    contrast = Contrast(
         labels=contrast.labels[part.order],
         log_weights=None if contrast.log_weights is None else contrast.log_weights[part.order],
+        scale=contrast.scale,
         num_anchors=part.anchors[ranks.rank],
         num_grads=own_rows.shape[0],
+        with_sum=contrast.with_sum,
+        product_dtype=contrast.product_dtype,
     )
     with torch.no_grad():
         rows = unit_rows(rows[part.order], contrast.labels < 0)
@@ -89,7 +92,8 @@ class _StatisticsOfAllRanks(torch.autograd.Function):
             gathered = gathered[part.restore]
         negative, positive, *rest = gathered.unbind(1)
         ctx.save_for_backward(rows, contrast.labels, contrast.log_weights, negative, positive, part.order)
-        ctx.settings, ctx.impl = contrast[2:], impl
+        _, _, *ctx.settings = contrast
+        ctx.impl = impl
         ctx.batch, ctx.ranks = ranks.counts[ranks.rank], len(ranks.counts)
         return negative, positive, rest[0] if rest else torch.zeros_like(negative)
 
