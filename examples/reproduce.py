@@ -46,16 +46,12 @@ ARMS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what is still to do and writes results.json.
-
-    Returns:
-        The exit code: 2 where the input cannot be used, 130 after Ctrl-C.
-    """
+    """Runs what is still to do, and reports. Returns the exit code: 2 for unusable input, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     try:
         RunFolder(arguments.output).check()
         report(arguments.report, arguments.output) if arguments.report else _run(arguments)
-    except (InputError, ValueError) as error:
+    except ValueError as error:  # an InputError, or an unclosed quote in --arm
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

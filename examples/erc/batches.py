@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -16,12 +17,7 @@ POOL = 50  # batches that are sorted by length together: enough for little paddi
 
 
 class Epochs:
-    """The training set epoch by epoch: `prepare` makes an epoch's samples, `indices` are those that it trains on.
-
-    Attributes:
-        samples: n, of the prepared epoch: every turn's own query, then queries about past turns, drawn for the epoch.
-        sampler: the curriculum, None without one.
-    """
+    """The training set epoch by epoch: `prepare` makes an epoch's samples, `indices` are those that it trains on."""
 
     def __init__(self, settings: Settings, inputs: Windows | Prompts, processes: int, process: int) -> None:
         self.settings, self.inputs, self.processes, self.process = settings, inputs, processes, process
@@ -39,6 +35,7 @@ class Epochs:
             )
 
     def prepare(self, epoch: int) -> None:
+        """Makes the epoch's samples: every turn's own query, then queries about past turns, drawn for the epoch."""
         self.epoch = epoch
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
         self.samples = self.own + self.inputs.past_queries(generator)
@@ -95,7 +92,7 @@ def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size
     batches = []
     for pool in _cut(share_inputs(samples, indices), POOL * batch_size):
         pool.sort(key=lambda group: _length(samples, group))
-        batches += [_flat(groups) for groups in _cut(pool, batch_size)]
+        batches += [list(chain.from_iterable(groups)) for groups in _cut(pool, batch_size)]
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
     return [batches[i] for i in order.tolist()]
 
@@ -110,7 +107,7 @@ def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]
     """Batches of like length for a pass in any order; the longest comes first, so that memory fails at once."""
     groups = share_inputs(samples, range(len(samples)))
     groups.sort(key=lambda group: -_length(samples, group))
-    return [_flat(batch) for batch in _cut(groups, batch_size)]
+    return [list(chain.from_iterable(batch)) for batch in _cut(groups, batch_size)]
 
 
 def _length(samples: Sequence[Sample], group: Sequence[int]) -> int:
@@ -128,7 +125,3 @@ def _cut(groups: Sequence[list[int]], size: int) -> list[list[list[int]]]:
         runs[-1].append(group)
         room -= len(group)
     return runs
-
-
-def _flat(groups: Sequence[list[int]]) -> list[int]:
-    return [index for group in groups for index in group]

@@ -36,11 +36,7 @@ class Progress:
 def save_checkpoint(folder: RunFolder, progress: Progress, parts: dict[str, Any], accelerator: Accelerator) -> None:
     """Writes metrics.jsonl and a checkpoint. A process that is killed meanwhile leaves the checkpoint before.
 
-    Args:
-        folder: of the run.
-        progress: how far it has come.
-        parts: what else it continues from, by name; all processes hold it alike, and each part has a state dict.
-        accelerator: of the run.
+    All processes hold the `parts` alike, and each part has a state dict.
     """
     # Dropout reads these generators. Everything else that is random depends on seed and epoch alone.
     random = {"cpu": torch.get_rng_state()}
@@ -51,20 +47,16 @@ def save_checkpoint(folder: RunFolder, progress: Progress, parts: dict[str, Any]
         write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in progress.history))
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"format": FORMAT, "progress": asdict(progress), "random": everyones}
-        older, best = folder.checkpoints(), sorted(folder.path.glob("best-*"))
-        name = f"checkpoint-{progress.epoch:04d}-{progress.batch:07d}.pt"
-        atomically(folder.path / name, partial(torch.save, state))
-        for file in (*older[:-1], *best[:-2]):  # two checkpoints stay; they know of at most two best epochs
+        newest = folder.path / f"checkpoint-{progress.epoch:04d}-{progress.batch:07d}.pt"
+        atomically(newest, partial(torch.save, state))
+        needed = {newest, folder.best_of(progress.best_epoch)}
+        for file in {*folder.checkpoints(), *folder.path.glob("best-*")} - needed:  # only now: a kill may come before
             file.unlink()
     accelerator.wait_for_everyone()
 
 
 def restore_checkpoint(path: Path, progress: Progress, parts: dict[str, Any], accelerator: Accelerator) -> None:
-    """Brings progress, parts and random states to where `save_checkpoint` saved them.
-
-    Raises:
-        InputError: the file cannot be read, or another number of processes wrote it.
-    """
+    """Brings progress, parts and random states to where `save_checkpoint` saved them."""
     state = read_checkpoint(path)
     if len(state["random"]) != accelerator.num_processes:
         raise InputError(
@@ -81,12 +73,8 @@ def restore_checkpoint(path: Path, progress: Progress, parts: dict[str, Any], ac
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU.
-
-    Raises:
-        InputError: the file is broken off or something else.
-    """
-    remedy = "remove it and --resume goes on from the checkpoint before it"
+    """What a checkpoint holds, on the CPU; a file that is broken off or something else is an InputError."""
+    remedy = "begin anew with --overwrite"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

@@ -29,11 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Parses, trains, prints the result.
-
-    Returns:
-        The exit code: 2 where the input cannot be used, 130 after Ctrl-C.
-    """
+    """Parses, trains, prints the result. Returns the exit code: 2 for unusable input, 130 after Ctrl-C."""
     arguments = _parser(description).parse_args(argv)
     output = arguments.output or Path("runs") / time.strftime(f"{dataset.lower()}-%Y%m%d-%H%M%S")
     try:
@@ -103,12 +99,9 @@ def _corpus(dataset: str, arguments: argparse.Namespace) -> Corpus:
 
 
 def _settings(dataset: str, stored: Settings | None, arguments: argparse.Namespace) -> Settings:
-    try:
-        if stored is not None and arguments.preset is None:
-            return replace(stored, dataset=dataset, **given(arguments))
-        return Settings(dataset=dataset, **preset(arguments.preset or default_preset(), dataset) | given(arguments))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    if stored is not None and arguments.preset is None:
+        return replace(stored, dataset=dataset, **given(arguments))
+    return Settings(dataset=dataset, **preset(arguments.preset or default_preset(), dataset) | given(arguments))
 
 
 def default_preset() -> str:

@@ -150,11 +150,7 @@ def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any
 
 
 def project(train: Encoded, split: Encoded) -> dict[str, Array]:
-    """A linear map to two dimensions, in which the class means of `train` lie as far apart as possible.
-
-    Returns:
-        points (n, 2) of the split's samples, their labels (n,), the class means (P, 2) and their labels (P,).
-    """
+    """A linear map to two dimensions, in which the class means of `train` lie as far apart as possible."""
     present = np.unique(train.labels)
     means = normalize(np.stack([train.features[train.labels == label].mean(0) for label in present]))
     axes = np.linalg.svd(means - means.mean(0), full_matrices=False)[2][:2].T
@@ -174,15 +170,8 @@ def paired_bootstrap(
 ) -> dict[str, float]:
     """The difference of two arms' weighted-F1, mean over seeds, with its 95% interval over dialogues and seeds.
 
-    Every draw takes as many dialogues and seeds as there are, with replacement, and the same ones for both arms.
-
-    Args:
-        gold: (n,) true classes.
-        one: (S, n) an arm's predictions by seed.
-        other: (S, n) the other arm's, of the same seeds in the same order.
-        dialogues: n names; turns of one dialogue are drawn together.
-        num_classes: C.
-        draws: of the bootstrap.
+    Every draw takes as many dialogues and seeds as there are, with replacement, and the same ones for both arms. `gold`
+    is (n,); `one` and `other` are an arm's predictions (S, n), by the same seeds; `dialogues` names those of the turns.
     """
     names, place = np.unique(np.asarray(dialogues), return_inverse=True)
     seeds = len(one)

@@ -27,25 +27,15 @@ class NoDataError(InputError):
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset as datasets.json describes it.
-
-    Args:
-        name: of the dataset.
-        labels: of the classes, in their order.
-        published: sizes by split: dialogues, turns, labelled turns by class.
-        folder: its subfolder of `$SPCL_DATA_DIR` and of the cache.
-        files: of train, dev and test, each with its checksum (see `checksum`); "" where none is published.
-        url: the public folder that holds the files; None where there is none.
-        obtain: how to get the files by hand, as the middle of a sentence.
-    """
+    """A dataset as datasets.json describes it."""
 
     name: str
     labels: tuple[str, ...]
-    published: dict[str, tuple[int, int, list[int]]]
-    folder: str
-    files: dict[str, str]
-    url: str | None
-    obtain: str
+    published: dict[str, tuple[int, int, list[int]]]  # by split: dialogues, turns, labelled turns by class
+    folder: str  # in `$SPCL_DATA_DIR` and in the cache
+    files: dict[str, str]  # of train, dev and test, each with its checksum; "" where none is published
+    url: str | None  # the public folder that holds the files
+    obtain: str  # how to get the files by hand, as the middle of a sentence
 
     def missing(self, folder: Path) -> list[str]:
         return [name for name in self.files if not (folder / name).is_file()]

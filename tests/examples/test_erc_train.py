@@ -183,7 +183,8 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(encoder, finished, 
         interrupt_after(patch, batches)
         with pytest.raises(Interruption):
             train.train(settings, erc_tiny.corpus(), tmp_path / "run", checkpoint_every=2)
-    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == min(2, batches // 2 + 1)  # the last, and one before
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
+    assert len(list((tmp_path / "run").glob("best-*"))) == min(1, batches // 6)
     assert not (tmp_path / "run" / "result.json").exists()
     train.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True, checkpoint_every=2)
     assert files(tmp_path / "run") == FINISHED
@@ -191,7 +192,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(encoder, finished, 
 
 
 @pytest.mark.usefixtures("quick_figures")
-def test_a_checkpoint_broken_off_or_spoilt_leaves_the_one_before(encoder, finished, tmp_path, monkeypatch):
+def test_a_checkpoint_broken_off_leaves_the_one_before_a_spoilt_one_is_named(encoder, finished, tmp_path, monkeypatch):
     settings, whole, _ = finished
     folder, count, real = tmp_path / "run", 0, torch.save
 
@@ -207,17 +208,17 @@ def test_a_checkpoint_broken_off_or_spoilt_leaves_the_one_before(encoder, finish
         patch.setattr(torch, "save", save)
         with pytest.raises(Interruption):
             train.train(settings, erc_tiny.corpus(), folder, checkpoint_every=2)
-    newest, before = folder / "checkpoint-0000-0000004.pt", folder / "checkpoint-0000-0000002.pt"
-    assert RunFolder(folder).checkpoints() == [before, newest]
+    newest = folder / "checkpoint-0000-0000004.pt"
+    assert RunFolder(folder).checkpoints() == [newest]
     assert "partial-checkpoint-0001-0000000.pt" in files(folder)
     whole_state = read_checkpoint(newest)
     assert whole_state["progress"]["batch"] == 4
     assert set(whole_state) == {"format", "random", "model", "optimizer", "criterion", "sampler", "progress"}
 
+    content = newest.read_bytes()
     torch.save({**whole_state, "random": 2 * whole_state["random"]}, newest)
     with pytest.raises(InputError, match=r"a run with 2 processes; received 1\. Continue with as many"):
         train.train(settings, erc_tiny.corpus(), folder, resume=True)
-    content = newest.read_bytes()
     for spoil in (
         lambda: newest.write_bytes(content[:-100]),
         lambda: torch.save({"model": torch.zeros(3)}, newest),
@@ -225,9 +226,10 @@ def test_a_checkpoint_broken_off_or_spoilt_leaves_the_one_before(encoder, finish
         lambda: (newest.unlink(), newest.mkdir()),  # as an earlier version had it
     ):
         spoil()
-        with pytest.raises(InputError, match=r"checkpoint-0000-0000004\.pt .* remove it and --resume"):
+        with pytest.raises(InputError, match=r"checkpoint-0000-0000004\.pt .* begin anew with --overwrite"):
             train.train(settings, erc_tiny.corpus(), folder, resume=True)
     newest.rmdir()
+    newest.write_bytes(content)
     train.train(settings, erc_tiny.corpus(), folder, resume=True)
     assert files(folder) == FINISHED
     assert_same(outcome(whole), outcome(folder))
