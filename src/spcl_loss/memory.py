@@ -124,6 +124,9 @@ class PrototypeMemory(Restorable):
         """Makes the class means of embeddings (n, D) with labels (n,) the fallback centres, and empties the queues.
 
         A class with no finite row loses its fallback centre. The draw counter goes on.
+
+        Raises:
+            TypeError, ValueError: as `update`.
         """
         self._check(embeddings, labels)
         rows, classes = self._admit(embeddings, labels)
@@ -141,7 +144,12 @@ class PrototypeMemory(Restorable):
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Enqueues embeddings (N, D) under labels (N,), in order; ignored and non-finite rows stay out."""
+        """Enqueues embeddings (N, D) under labels (N,), in order; ignored and non-finite rows stay out.
+
+        Raises:
+            TypeError: an argument is no tensor or has the wrong kind of dtype.
+            ValueError: a shape, a device or a label does not fit the memory; the message says what would.
+        """
         self._check(embeddings, labels)
         self._enqueue(embeddings, labels)
 

@@ -156,6 +156,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             As `supervised_prototypical_contrastive_loss`.
 
         Raises:
+            TypeError, ValueError: as `supervised_prototypical_contrastive_loss`, or the batch does not fit the memory.
             RuntimeError: the call would fill the memory within a backward pass, as activation checkpointing repeats it.
         """
         if update_memory is None:
