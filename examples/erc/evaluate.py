@@ -149,15 +149,6 @@ def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any
     }
 
 
-def project(train: Encoded, split: Encoded) -> dict[str, Array]:
-    """A linear map to two dimensions, in which the class means of `train` lie as far apart as possible."""
-    present = np.unique(train.labels)
-    means = normalize(np.stack([train.features[train.labels == label].mean(0) for label in present]))
-    axes = np.linalg.svd(means - means.mean(0), full_matrices=False)[2][:2].T
-    points, prototypes = ((normalize(rows) - means.mean(0)) @ axes for rows in (split.features, means))
-    return {"points": points, "labels": split.labels, "prototypes": prototypes, "prototype_labels": present}
-
-
 def weighted_f1_of_counts(counts: Array) -> Array:
     """Weighted-F1 of confusion counts (..., C, C), true class by predicted class."""
     true, predicted, right = counts.sum(-1), counts.sum(-2), np.diagonal(counts, axis1=-2, axis2=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,8 +23,6 @@ def draw(arms: Sequence[Arm]) -> Iterator[tuple[str, str, Figure]]:
     yield "curves", "Dev weighted-F1 of the selecting head after each epoch. Band: all seeds.", curves(arms)
     caption = "Test turns, selecting head, all seeds: share of the true class."
     yield "confusion", caption, confusion(arms, classes)
-    caption = "Test turns of the first seed, projected linearly. Large: class means of the training set."
-    yield "map", caption, maps(arms, classes)
 
 
 def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -65,21 +63,4 @@ def confusion(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
         colours = {"vmin": 0, "vmax": 1}  # the same in all panels
         display.plot(cmap="Blues", im_kw=colours, values_format=".0%", xticks_rotation=40, colorbar=False, ax=panel)
         panel.set(title=arm.label, xlabel="predicted", ylabel="true")
-    return figure
-
-
-def maps(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
-    figure, axes = panels(len(arms), 4.4, 4.0)
-    for panel, arm in zip(axes, arms, strict=True):
-        places = arm.runs[0].map
-        by_size = np.argsort(-np.bincount(places["labels"], minlength=len(classes)))  # rare classes on top
-        for label in by_size.tolist():
-            style: dict[str, Any] = {"color": COLORS[label % 9], "marker": MARKERS[label % 9]}
-            own = places["points"][places["labels"] == label]
-            panel.scatter(*own.T, s=8, alpha=0.5, linewidths=0, **style)
-            mean = places["prototypes"][places["prototype_labels"] == label]
-            panel.scatter(*mean.T, s=150, edgecolors="black", linewidths=1.3, zorder=3, label=classes[label], **style)
-        panel.set(title=arm.label, xticks=[], yticks=[])
-    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     return figure

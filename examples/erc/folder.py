@@ -13,7 +13,7 @@ from typing import Any
 from .files import InputError
 from .settings import Settings, differences
 
-FIGURES = ("curves.png", "confusion.png", "map.png")  # of a single run
+FIGURES = ("curves.png", "confusion.png")  # of a single run
 _RESUME = ("checkpoint-*", "best-*", "partial-*")  # what only an unfinished run needs
 
 
@@ -27,7 +27,6 @@ class RunFolder:
         self.result = self.path / "result.json"
         self.best = self.path / "best.safetensors"
         self.predictions = self.path / "predictions.csv"
-        self.map = self.path / "map.npz"
         self.report = self.path / "report.md"
 
     def check(self) -> None:
@@ -93,7 +92,7 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""
         self.drop_checkpoints()
-        files = (self.settings, self.metrics, self.result, self.best, self.predictions, self.map, self.report)
+        files = (self.settings, self.metrics, self.result, self.best, self.predictions, self.report)
         for file in (*files, *(self.path / name for name in FIGURES)):
             file.unlink(missing_ok=True)
 

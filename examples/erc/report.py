@@ -52,11 +52,6 @@ class Run:
         with self.folder.predictions.open(encoding="utf-8", newline="") as file:
             return [row for row in csv.DictReader(file) if row["split"] == "test"]
 
-    @cached_property
-    def map(self) -> dict[str, np.ndarray]:
-        with np.load(self.folder.map) as stored:
-            return dict(stored)
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -254,11 +249,9 @@ def write_run(
     labels: Sequence[str],
     splits: dict[str, list[Sample]],
     guesses: dict[str, dict[str, np.ndarray]],
-    places: dict[str, np.ndarray],
 ) -> None:
     """Writes all files of a finished run; result.json comes last, so that its presence means that all is there."""
     atomically(folder.predictions, lambda path: write_predictions(path, labels, splits, guesses))
-    atomically(folder.map, lambda path: np.savez_compressed(path, **places))
     write_report([Run(folder, settings, result, folder.history())], folder.path)
     atomically(folder.best, partial(shutil.copyfile, folder.best_of(result["best_epoch"])))
     write_json(folder.result, result)

@@ -31,7 +31,7 @@ from spcl_loss import (
 from .batches import Epochs
 from .checkpoint import Progress, restore_checkpoint, save_checkpoint
 from .data import Corpus
-from .evaluate import Encoded, encode, heads, predict, progress_bar, project, reference_samples, score
+from .evaluate import Encoded, encode, heads, predict, progress_bar, reference_samples, score
 from .files import InputError
 from .folder import RunFolder, atomically
 from .inputs import Prompts, Sample, Windows, collate
@@ -235,8 +235,7 @@ class Training:
     def score_dev(self) -> None:
         """Scores the epoch that ends here, and keeps its weights if it is the best so far."""
         progress, selects_by = self.progress, self.settings.selects_by
-        _, _, _, by_split = self.evaluate({"dev": self.dev})
-        scores = by_split["dev"]
+        scores = self.evaluate({"dev": self.dev})[1]["dev"]
         contrastive, cross_entropy = (total / max(1, progress.batch) for total in progress.losses)
         before = progress.history[progress.best_epoch - 1] if progress.best_epoch else None
         best = before is None or scores[selects_by]["weighted_f1"] > before["dev"][selects_by]["weighted_f1"]
@@ -266,8 +265,8 @@ class Training:
 
     def evaluate(
         self, splits: dict[str, list[Sample]]
-    ) -> tuple[Encoded, dict[str, Encoded], dict[str, dict[str, np.ndarray]], dict[str, dict[str, Any]]]:
-        """Training turns and splits as the present weights encode them; predicted classes and scores by head."""
+    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Any]]]:
+        """Predicted classes and scores of splits by head, with the present weights."""
         head = self.bare_model.head
         weight, bias = (parameter.detach().double().cpu().numpy() for parameter in (head.weight, head.bias))
         every_head = heads(weight, bias, self.class_counts, self.settings.temperature)
@@ -278,7 +277,7 @@ class Training:
             name: {head: score(encoded[name].labels, guess, self.corpus.labels) for head, guess in by_head.items()}
             for name, by_head in guesses.items()
         }
-        return train, encoded, guesses, scores
+        return guesses, scores
 
     def encode(self, samples: Sequence[Sample], what: str) -> Encoded:
         size = 4 * self.settings.batch_size  # nothing is kept for a backward pass
@@ -294,7 +293,7 @@ class Training:
     def score_test(self) -> dict[str, Any]:
         self.bare_model.load_state_dict(load_file(self.folder.best_of(self.progress.best_epoch)))
         splits = {"dev": self.dev, "test": self.test}
-        train, encoded, guesses, scores = self.evaluate(splits)
+        guesses, scores = self.evaluate(splits)
         settings, progress = self.settings, self.progress
         result = {
             "dataset": self.corpus.name,
@@ -310,8 +309,7 @@ class Training:
             **scores,
         }
         if self.accelerator.is_main_process:
-            places = project(train, encoded["test"])
-            write_run(self.folder, settings, result, self.corpus.labels, splits, guesses, places)
+            write_run(self.folder, settings, result, self.corpus.labels, splits, guesses)
         self.accelerator.wait_for_everyone()
         return result
 

@@ -12,7 +12,6 @@ from erc.evaluate import (
     heads,
     paired_bootstrap,
     predict,
-    project,
     reference_samples,
     score,
     weighted_f1_of_counts,
@@ -161,17 +160,3 @@ def test_the_bootstrap_resamples_whole_dialogues_and_pairs_of_seeds():
     other = np.stack([gold, 1 - gold])
     found = paired_bootstrap(gold, one, other, dialogues, 2)
     assert found == {"difference": 0.5, "low": 0.0, "high": 1.0}
-
-
-def test_the_projection_is_linear_and_keeps_class_means_apart(clusters):
-    train, split, _ = clusters
-    places = project(train, split)
-    assert places["points"].shape == (len(split.labels), 2)
-    assert places["prototypes"].shape == (3, 2)
-    means = np.stack([train.features[train.labels == c].mean(0) for c in range(3)])
-    alone = project(train, Encoded(means, np.arange(3)))
-    assert alone["points"] == pytest.approx(places["prototypes"])  # points and prototypes go through one map
-    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
-    for i, j in ((0, 1), (0, 2), (1, 2)):  # three means span a plane, so that no distance is lost
-        kept = np.linalg.norm(places["prototypes"][i] - places["prototypes"][j])
-        assert kept == pytest.approx(np.linalg.norm(unit[i] - unit[j]))

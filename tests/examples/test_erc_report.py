@@ -145,7 +145,7 @@ def test_the_page_shows_every_arm_with_its_figures(finished):
     assert "Finished runs: 6 of 6" in page
     assert "**These runs saw only part of the dataset" in page
     files = re.findall(r"!\[[^\]]+\]\((\S+)\)", page)
-    assert files == ["curves.png", "confusion.png", "map.png"]
+    assert files == ["curves.png", "confusion.png"]
     for name in files:
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
     ((_, arms),) = by_dataset(collect([finished])).items()
@@ -174,8 +174,7 @@ def test_every_figure_has_all_arms_on_an_opaque_ground(finished):
     labels = [arm.label for arm in arms]
     for name, figure in drawn.items():
         assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0), name
-    for name in ("confusion", "map"):
-        assert [axes.get_title() for axes in drawn[name].axes] == labels
+    assert [axes.get_title() for axes in drawn["confusion"].axes] == labels
     assert [text.get_text() for text in drawn["curves"].legends[0].get_texts()] == labels
     assert all(axes.get_ylabel() for axes in drawn["confusion"].axes)
 

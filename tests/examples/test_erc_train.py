@@ -42,7 +42,7 @@ def files(folder):
 
 FINISHED = sorted(
     [
-        "settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", "map.npz", "report.md",
+        "settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", "report.md",
         *FIGURES,
     ]
 )  # fmt: skip
