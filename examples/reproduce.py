@@ -5,7 +5,7 @@ on, so the same command continues the comparison.
 
 examples:
   python examples/reproduce.py                                             SPCL and cross-entropy, five seeds
-  python examples/reproduce.py --arms ce both --seeds 0 1 --jobs 2         two arms, two runs side by side
+  python examples/reproduce.py --arms ce both --seeds 0 1                  two arms, two seeds
   python examples/reproduce.py --arm "cool=--temperature 0.03" --arms ce   an arm of your own, against cross-entropy
   python examples/reproduce.py --report runs/a runs/b                      only the report, on runs that are there
   python examples/reproduce.py --practice --seeds 0 --arms ce -- --limit 9 --epochs 2     options for all arms
@@ -17,9 +17,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         "--arm", action="append", default=[], metavar="NAME=OPTIONS", help="a further arm; may be given several times"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 to 4")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; OMP_NUM_THREADS shares the cores")
     parser.add_argument("--report", nargs="+", type=Path, metavar="DIR", help="only report, on the runs in these")
     parser.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is one, else cpu")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the folder with meld/, iemocap/ and emorynlp/")
@@ -90,23 +87,21 @@ def _run(arguments: argparse.Namespace) -> None:
     runs = grid(datasets, arms, arguments.seeds, arguments.preset or default_preset(), arguments.options)
     root = arguments.data_root
     corpora = {name: load_corpus(name, root / name.lower() if root else None) for name in datasets}
-    for number, (name, result) in enumerate(do(runs, arguments.output / "runs", corpora, arguments.jobs), start=1):
+    for number, (name, result) in enumerate(do(runs, arguments.output / "runs", corpora), start=1):
         dev, test = (result[split][result["selected_by"]]["weighted_f1"] for split in ("dev", "test"))
         print(f"[{number}/{len(runs)}] {name}: dev {dev:.4f}, test {test:.4f}", flush=True)
-    report([arguments.output / "runs"], arguments.output, list(runs))
+    report([arguments.output / "runs"], arguments.output)
 
 
-def report(roots: Sequence[Path], output: Path, planned: Sequence[str] | None = None) -> None:
-    """Writes report.md and results.json on the finished runs in `roots`; `planned` ones are among them."""
+def report(roots: Sequence[Path], output: Path) -> None:
+    """Writes report.md and results.json on the finished runs in `roots`."""
     from erc.report import collect, results, write_report
 
     finished = collect(roots)
     if not finished:
         raise InputError(f"no finished run in {', '.join(map(str, roots))}: a run's folder has a result.json")
     output.mkdir(parents=True, exist_ok=True)
-    # Other calls may have put further runs there.
-    total = None if planned is None else len({*planned, *(run.folder.path.name for run in finished)})
-    write_report(finished, output, total)
+    write_report(finished, output)
     write_json(output / "results.json", results(finished))
     print(f"report in {output / 'report.md'}, numbers in {output / 'results.json'}")
 
@@ -141,26 +136,12 @@ def _read(options: Sequence[str]) -> dict[str, Any]:
     return given(parser.parse_args(options))
 
 
-def do(
-    runs: dict[str, Settings], root: Path, corpora: dict[str, Corpus], jobs: int = 1
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def do(runs: dict[str, Settings], root: Path, corpora: dict[str, Corpus]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Does what is still to do, and yields each run's result when it is there, those of finished runs too."""
-    if jobs == 1:
-        yield from ((name, _do(settings, root / name, corpora[settings.dataset])) for name, settings in runs.items())
-        return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    try:
-        names = {pool.submit(_do, own, root / name, corpora[own.dataset]): name for name, own in runs.items()}
-        for future in as_completed(names):
-            yield names[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _do(settings: Settings, folder: Path, corpus: Corpus) -> dict[str, Any]:
     from erc.train import train
 
-    return train(settings, corpus, folder, resume=True)
+    for name, settings in runs.items():
+        yield name, train(settings, corpora[settings.dataset], root / name, resume=True)
 
 
 if __name__ == "__main__":

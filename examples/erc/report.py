@@ -128,12 +128,11 @@ def encoder_name(settings: Settings) -> str:
     return path.name if path.is_absolute() or path.is_dir() else settings.encoder
 
 
-def write_report(runs: Sequence[Run], output: Path, planned: int | None = None) -> None:
-    """Writes report.md with its figures, for one run or for many; `planned`: how many there are to be in the end."""
-    lines = ["# Emotion recognition in conversation with SPCL", ""]
-    if planned is not None:
-        lines += [f"Finished runs: {len(runs)} of {planned}.", ""]
-    lines += [
+def write_report(runs: Sequence[Run], output: Path) -> None:
+    """Writes report.md with its figures, for one run or for many."""
+    lines = [
+        "# Emotion recognition in conversation with SPCL",
+        "",
         "Scores are in percent. The best epoch and the head are chosen on dev; test is scored once, with that epoch's",
         "weights. Every arm has the same heads, fitted on the same training turns. Deviations are over seeds.",
         "",
