@@ -446,3 +446,12 @@ def test_bad_rows_name_expected_and_received_and_change_nothing(case, method):
     assert expected in str(caught.value)
     assert received in str(caught.value)
     assert_same_state(memory, before)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("suport_size", "support_size"), ("ignore_idx", "ignore_index")])
+def test_a_misspelt_setting_is_an_error(name, meant):
+    memory = PrototypeMemory(2, 3, queue_size=4, support_size=2)
+    with pytest.raises(AttributeError, match=f"Did you mean {meant}"):
+        setattr(memory, name, 3)
+    memory.support_size, memory.ignore_index, memory.source = 3, -1, "train"
+    assert (memory.support_size, memory.ignore_index, memory.source) == (3, -1, "train")

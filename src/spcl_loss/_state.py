@@ -1,9 +1,10 @@
-"""Modules whose buffers can be made anew, wherever a framework has lost their values."""
+"""Modules that can be made anew where a framework has lost their buffers, and that refuse misspelt settings."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,18 @@ class Restorable(nn.Module):
     """
 
     _built_on_meta = False
+    _settings: ClassVar[tuple[str, ...]] = ()  # the names that users may set
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name.startswith("_") or name in self._settings or hasattr(self, name)):
+            self._check_spelling(name)
+        super().__setattr__(name, value)
+
+    def _check_spelling(self, name: str) -> None:
+        """Raises where a new attribute was surely meant to be a setting. Other names are the user's own business."""
+        near = difflib.get_close_matches(name, self._settings, n=1, cutoff=0.75)
+        if near and f"_{near[0]}_" not in f"_{name}_":  # a subclass may have a base_temperature
+            raise AttributeError(f"{type(self).__name__} has no setting {name}. Did you mean {near[0]}?")
 
     def _restore_buffers(self) -> None:
         """Gives the module's own buffers the values that the constructor gives them."""

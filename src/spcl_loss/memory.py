@@ -59,6 +59,7 @@ class PrototypeMemory(Restorable):
         EMNLP 2022, section 3.2.
     """
 
+    _settings = ("support_size", "ignore_index")
     queue: Tensor
     cursors: Tensor
     fallback: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -66,6 +65,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         EMNLP 2022, section 3.2.
     """
 
+    _settings = (*Options._fields, "class_weights", "memory")
     memory: PrototypeMemory
     class_weights: Tensor | None
     _constructor_weights: list[float] | None
@@ -243,10 +243,11 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
     def _options(self) -> Options:
         return Options(*(getattr(self, name) for name in Options._fields))
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name.startswith("_") or name in _NAMES or hasattr(self, name)):
-            _check_spelling(name)
-        super().__setattr__(name, value)
+    def _check_spelling(self, name: str) -> None:
+        if name in _OF_THE_MEMORY:
+            remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
+            raise AttributeError(f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}")
+        super()._check_spelling(name)
 
     def __copy__(self) -> SupervisedPrototypicalContrastiveLoss:
         copied = self.__class__.__new__(self.__class__)
@@ -273,18 +274,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
 
-_NAMES = (*Options._fields, "class_weights", "memory")
 _OF_THE_MEMORY = ("num_classes", "embedding_dim", "queue_size", "support_size", "seed")
-
-
-def _check_spelling(name: str) -> None:
-    """Raises where a new attribute was surely meant to be an option. Other names are the user's own business."""
-    if name in _OF_THE_MEMORY:
-        remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
-        raise AttributeError(f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}")
-    near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.75)
-    if near and f"_{near[0]}_" not in f"_{name}_":  # a subclass may have a base_temperature
-        raise AttributeError(f"the loss has no option {name}. Did you mean {near[0]}?")
 
 
 def _check_memory(memory: PrototypeMemory, num_classes: int, embedding_dim: int, ignore_index: int) -> None:
