@@ -32,9 +32,9 @@ def product_dtype(embeddings: Tensor) -> torch.dtype:
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:
     """Switches autocast off where it is on: it would round products to half precision."""
-    # A graph being traced cannot ask: its backward pass may be traced under another state.
     if device_type == "meta":  # meta tensors know no autocast
         return nullcontext()
+    # A graph being traced cannot ask: its backward pass may be traced under another state.
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
