@@ -59,6 +59,45 @@ class TestQueues:
             for c, queue in enumerate(expected.rows):
                 assert sorted(memory.queue[c, : memory.counts[c]].tolist()) == sorted(queue)
 
+    @given(data=st.data())
+    def test_entries_are_the_newest_of_each_class(self, data):
+        C, M = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+        memory, expected = PrototypeMemory(C, 2, queue_size=M, support_size=1), oracle.Queues(C, M)
+        for _batch in range(data.draw(st.integers(0, 4))):
+            labels = torch.tensor(data.draw(st.lists(st.integers(0, C - 1), max_size=2 * M)), dtype=torch.long)
+            embeddings = torch.randn(len(labels), 2)
+            memory.update(embeddings, labels)
+            expected.update(embeddings, labels)
+        before, k = copy.deepcopy(memory), data.draw(st.integers(0, M))
+        entries, labels = memory.entries(k)
+        assert entries.shape == (C * k, 2)
+        assert labels.dtype == torch.int64
+        for c, queue in enumerate(expected.rows):
+            newest = list(queue)[::-1][:k]
+            absent = k - len(newest)
+            assert entries[c * k : c * k + k].tolist() == newest + [[0, 0]] * absent
+            assert labels[c * k : c * k + k].tolist() == [c] * len(newest) + [-100] * absent
+        assert_same_state(memory, before)
+
+    def test_entries_stay_as_they_were_when_the_queue_moves_on(self):
+        memory = filled(queue_size=4, support_size=1)
+        entries, _ = memory.entries(4)
+        before = entries.clone()
+        memory.update(torch.randn(9, 4), torch.arange(9) % 3)
+        assert torch.equal(entries, before)
+
+    @pytest.mark.parametrize(
+        ("per_class", "error", "message"),
+        [
+            (13, ValueError, "per_class must be at most queue_size=12; received 13"),
+            (-1, ValueError, "per_class must be at least 0; received -1"),
+            (2.0, TypeError, "per_class must be an int; received float"),
+        ],
+    )
+    def test_entries_of_an_impossible_number(self, per_class, error, message):
+        with pytest.raises(error, match=message):
+            filled().entries(per_class)
+
     def test_one_batch_equals_its_rows_one_by_one(self):
         embeddings, labels = torch.randn(20, 3), torch.arange(20) % 2
         at_once = PrototypeMemory(2, 3, queue_size=4, support_size=2)

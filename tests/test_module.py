@@ -64,6 +64,26 @@ class TestForward:
             torch.testing.assert_close(ours, expected[:2], rtol=1e-4, atol=1e-5, check_dtype=False)
             assert_same_state(criterion.memory, memory)
 
+    @pytest.mark.parametrize("impl", ["dense", "strips"])
+    def test_entries_of_the_memory_are_candidates_and_absent_ones_are_not(self, impl):
+        criterion, absent = module(impl=impl, temperature=0.2), []
+        for seed in range(3):
+            embeddings, labels = batch(seed, N=5)
+            memory = copy.deepcopy(criterion.memory)
+            prototypes, exist = memory.prototypes()
+            entries, classes = memory.entries(8)
+            absent.append(int((classes == -100).sum()))
+            stored = torch.cat([memory.queue[c, : memory.counts[c]] for c in range(C)])
+            options = {"prototype_mask": exist, "candidates": stored, "temperature": 0.2}
+            options["candidate_labels"] = torch.arange(C).repeat_interleave(memory.counts)
+            expected = oracle.value_and_gradients(oracle.loss, embeddings, labels, prototypes, **options)
+            loss = functools.partial(criterion, candidates=entries, candidate_labels=classes)
+            ours = oracle.value_and_gradients(loss, embeddings, labels)
+            torch.testing.assert_close(ours, expected[:2], rtol=1e-4, atol=1e-5, check_dtype=False)
+            memory.update(embeddings, labels)
+            assert_same_state(criterion.memory, memory)
+        assert absent == [32, 27, 22]
+
     @pytest.mark.parametrize("update_memory", [None, False])
     def test_evaluation_compares_with_the_centroids_and_changes_nothing(self, update_memory):
         criterion = trained().eval()

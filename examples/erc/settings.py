@@ -48,6 +48,9 @@ class Settings:
     easy_threshold: float | None = _setting("loss", None, "leave out anchors whose loss is not above it")
     queue_size: int = _setting("loss", 256, "embeddings remembered per class", minimum=1)
     support_size: int = _setting("loss", 64, "embeddings drawn for a prototype", minimum=1)
+    memory_candidates: int = _setting(
+        "loss", 0, "newest remembered embeddings of each class that a batch is compared with too", minimum=0
+    )
     class_weights: bool = _setting("loss", False, "weigh classes in the cross-entropy by the inverse of their size")
 
     curriculum: str = _setting(
@@ -94,6 +97,15 @@ class Settings:
             raise InputError(f"train_fraction must be above 0 and at most 1; received {self.train_fraction!r}")
         if self.support_size > self.queue_size:
             raise InputError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
+        if self.memory_candidates > self.queue_size:
+            raise InputError(
+                f"memory_candidates must be at most queue_size={self.queue_size}; received {self.memory_candidates}"
+            )
+        if self.memory_candidates and self.objective in ("supcon", "ce"):
+            raise InputError(
+                f"memory_candidates needs an objective with prototypes; received {self.memory_candidates} "
+                f"with {self.objective}"
+            )
         if self.objective == "ce" and self.contrastive_weight is not None:
             raise InputError(
                 f"contrastive_weight needs a contrastive objective; received {self.contrastive_weight!r} with ce"

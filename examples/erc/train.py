@@ -212,8 +212,12 @@ class Training:
             if self.settings.objective == "ce":
                 return features.new_zeros(())
             return supervised_prototypical_contrastive_loss(features, labels, **self.loss_options)
+        further: dict[str, Tensor] = {}
+        if self.settings.memory_candidates:  # embeddings of earlier batches
+            entries, classes = self.criterion.memory.entries(self.settings.memory_candidates)
+            further = {"candidates": entries, "candidate_labels": classes}
         # SPCL and SPDCL draw prototypes from the memory, BCL and EACL learn them as parameters of the model.
-        return self.criterion(features, labels, prototypes=self.bare_model.prototypes)
+        return self.criterion(features, labels, prototypes=self.bare_model.prototypes, **further)
 
     def step(self, factor: float) -> None:
         """One update of the weights, at `factor` times the full learning rates."""

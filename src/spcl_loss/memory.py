@@ -231,6 +231,31 @@ class PrototypeMemory(Restorable):
         means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts.clamp_min(1)  # free slots are zero
         return torch.where(counts > 0, means.to(self.queue.dtype), self.fallback), self._exist()
 
+    @torch.no_grad()
+    def entries(self, per_class: int) -> tuple[Tensor, Tensor]:
+        """The newest entries of every class, such as for `candidates` of the loss.
+
+        Args:
+            per_class: k, how many of each class.
+
+        Returns:
+            (C * k, D) entries as they are stored and (C * k,) int64 labels, class by class, the newest first. Where a
+            class has fewer entries, zeros with the label `ignore_index` stand in their place. So the shapes are always
+            the same, and nothing waits for a GPU.
+
+        Raises:
+            TypeError, ValueError: `per_class` is no int from 0 to `queue_size`.
+        """
+        C, M, D = self.queue.shape
+        check_size("per_class", per_class, minimum=0)
+        if per_class > M:
+            raise ValueError(f"per_class must be at most queue_size={M}; received {per_class}. A queue holds no more")
+        ages = torch.arange(per_class, device=self.queue.device)
+        classes = torch.arange(C, device=self.queue.device)[:, None]
+        slots = (self.cursors[:, None] - 1 - ages) % M
+        labels = torch.where(ages < self.counts[:, None], classes, self.ignore_index)
+        return self.queue[classes, slots].view(-1, D), labels.view(-1)
+
     def reset(self) -> None:
         """Back to the state of a new memory: empty queues, no fallback centres, the constructor's seed, no draw."""
         self.reset_parameters()

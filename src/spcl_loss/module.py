@@ -78,6 +78,8 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             labels: Tensor,
             *,
             prototypes: Tensor | None = None,
+            candidates: Tensor | None = None,
+            candidate_labels: Tensor | None = None,
             sample_weight: Tensor | None = None,
             update_memory: bool | None = None,
         ) -> Tensor: ...
@@ -138,6 +140,8 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         labels: Tensor,
         *,
         prototypes: Tensor | None = None,
+        candidates: Tensor | None = None,
+        candidate_labels: Tensor | None = None,
         sample_weight: Tensor | None = None,
         update_memory: bool | None = None,
     ) -> Tensor:
@@ -147,6 +151,9 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             embeddings: (N, D) floating, not normalised.
             labels: (N,) integer.
             prototypes: (C, D) learned prototypes, used instead of the memory's. The memory is filled all the same.
+            candidates: (M, D) further candidates of known class, never anchors. ``memory.entries(16)`` gives the newest
+                entries of every class. With `gather_distributed` they must be the same on all ranks, as entries are.
+            candidate_labels: (M,) integer classes of the candidates. A row labelled `ignore_index` is no candidate.
             sample_weight: (N,) weight of an anchor.
             update_memory: whether the draw counter moves on and the batch is enqueued. None: in training mode, where
                 gradients are enabled. False leaves all state alone, so that a second pass over the same batch sees the
@@ -167,7 +174,9 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         if prototypes is None:
             prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
         options = self._options()
-        batch = Batch(embeddings, labels, prototypes, exists, None, None, self.class_weights, sample_weight)
+        batch = Batch(
+            embeddings, labels, prototypes, exists, candidates, candidate_labels, self.class_weights, sample_weight
+        )
         # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
         batch = checked_batch(batch, options, self.memory.queue)
         loss = loss_of_batch(batch, options)

@@ -167,6 +167,18 @@ def further_candidates(rank, world_size):
     return answers
 
 
+ENTRIES = ["SPCL-weighted-strips", "SPDCL-plain-dense"]
+
+
+@question
+def entries_as_candidates(rank, world_size):
+    steps, answers = own_steps(rank, world_size), {}
+    for case in ENTRIES:
+        learner = DistributedDataParallel(training.Learner(case.split("-")[0]))
+        answers[case] = training.train(learner, training.Objective(case, entries=4), steps)
+    return answers
+
+
 @question
 def autocast_around_backward(rank, world_size):
     """{form: [gradients of embeddings, and of prototypes that are anchors, without and with autocast]}."""

@@ -68,8 +68,9 @@ class Learner(torch.nn.Module):
 class Objective:
     """The loss of a case, with its memory where the method has one."""
 
-    def __init__(self, case, **options):
+    def __init__(self, case, entries=0, **options):
         method, weighted, impl = case.split("-")
+        self.entries = entries  # of the memory, so many a class, as further candidates
         self.weighted, self.memory = weighted == "weighted", None
         options = {"temperature": 0.2, "impl": impl, "gather_distributed": True} | OPTIONS[method] | options
         if self.weighted:
@@ -84,7 +85,10 @@ class Objective:
     def __call__(self, outputs, labels, weights):
         embeddings, prototypes = outputs
         arguments = (embeddings, labels) if self.memory is not None else (embeddings, labels, prototypes)
-        return self.loss(*arguments, sample_weight=weights if self.weighted else None)
+        further = {}
+        if self.entries:
+            further["candidates"], further["candidate_labels"] = self.memory.entries(self.entries)
+        return self.loss(*arguments, sample_weight=weights if self.weighted else None, **further)
 
 
 def batches(world_size, sizes=None):

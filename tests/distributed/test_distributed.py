@@ -146,6 +146,16 @@ def test_further_candidates(answers, world_size, case):
             torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", rank_questions.ENTRIES)
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_entries_of_the_memory_as_candidates_count_once_not_once_a_rank(answers, world_size, case):
+    steps = [batch for batch, _ in training.batches(world_size)]
+    learner = training.Learner(case.split("-")[0])
+    expected = training.train(learner, training.Objective(case, entries=4), steps)
+    for answer in answers(world_size):
+        assert_same_training(answer["entries_as_candidates"][case], expected)
+
+
 @pytest.mark.parametrize("impl", ["dense", "strips"])
 def test_autocast_around_backward_changes_no_gradient(answers, impl):
     for answer in answers(2):

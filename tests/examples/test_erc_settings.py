@@ -81,6 +81,9 @@ def test_only_what_is_given_changes_the_preset():
         ({"objective": "ce", "contrastive_weight": 0.2}, "contrastive_weight needs a contrastive objective"),
         ({"selects_by": "nearest"}, "selects_by must be one of linear, "),
         ({"support_size": 300}, "support_size must be at most queue_size=256; received 300"),
+        ({"memory_candidates": -1}, "memory_candidates must be at least 0; received -1"),
+        ({"memory_candidates": 300}, "memory_candidates must be at most queue_size=256; received 300"),
+        ({"memory_candidates": 4, "objective": "ce"}, "memory_candidates needs an objective with prototypes"),
     ],
 )
 def test_a_wrong_value_is_named(change, message):

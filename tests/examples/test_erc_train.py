@@ -313,7 +313,7 @@ DIALOGUES = {"inputs": "dialogues", "context_turns": 1}
     "changes",
     [
         {**DIALOGUES, "objective": "ce", "curriculum": "all", "class_weights": True, "train_fraction": 0.5},
-        {**DIALOGUES, "objective": "spcl", "contrastive_weight": 0.2, "curriculum": "all"},
+        {**DIALOGUES, "objective": "spcl", "contrastive_weight": 0.2, "curriculum": "all", "memory_candidates": 3},
         {"objective": "supcon", "curriculum": "half"},
         {"objective": "spdcl", "as_authors": True, "patience": 1, "encoder_rate": 0.0, "epochs": 4},
         {"objective": "bcl", "curriculum": "all", "reference_turns": 3},
@@ -439,6 +439,33 @@ def test_class_weights_are_inverse_sizes(encoder, tmp_path):
     run = training(encoder, tmp_path, class_weights=True)
     run.class_counts = np.array([30, 10, 0])
     assert run.balanced_weights().tolist() == pytest.approx([2 / 3, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("objective", ["spcl", "spdcl", "bcl", "eacl"])
+def test_memory_candidates_are_the_newest_entries_before_the_batch(encoder, tmp_path, objective):
+    run = training(encoder, tmp_path, objective=objective, memory_candidates=3)
+    memory = run.criterion.memory
+    run.criterion.train()
+    torch.manual_seed(0)
+    older, older_labels = torch.randn(7, 32), torch.tensor([0, 0, 0, 1, 0, 1, 0])
+    memory.update(older, older_labels)  # five of class 0, two of class 1, none of class 2
+    drawn, exist = memory.prototypes(advance=False)
+    learned = run.bare_model.prototypes
+    features, labels = torch.randn(8, 32, requires_grad=True), torch.tensor([0, 1, 1, 2, 0, 2, 1, 0])
+    loss = run.contrastive_loss(features, labels)
+    newest = [6, 4, 2, 5, 3]
+    options = {**METHODS[objective], "temperature": 0.1 if objective == "bcl" else 0.05}
+    plain = supervised_prototypical_contrastive_loss(
+        features, labels, drawn if learned is None else learned, prototype_mask=exist if learned is None else None,
+        **options,
+    )  # fmt: skip
+    expected = supervised_prototypical_contrastive_loss(
+        features, labels, drawn if learned is None else learned, prototype_mask=exist if learned is None else None,
+        candidates=older[newest], candidate_labels=older_labels[newest], **options,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, expected)
+    assert abs(loss - plain) > 1e-3
+    assert int(memory.cursors.sum()) == 15
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
