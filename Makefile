@@ -15,7 +15,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constr
 # Each worker takes whole files, so that a file's fixtures are made once. The folders come first: they take longest.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast check bench docs clean
+.PHONY: help demo test test-fast check bench docs check-site clean
 .NOTPARALLEL:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make check      ruff, mypy --strict, documentation build"
 	@echo "make bench      time the loss, the memory step and the sampler against their yardsticks (half an hour)"
 	@echo "make docs       build the documentation into site/"
+	@echo "make check-site open every page in Chromium, wide and narrow, light and dark; needs Chromium or Chrome"
 	@echo "make clean      remove .venv, caches and site/ (not runs/)"
 
 demo: $(VENV)/erc.installed
@@ -50,6 +51,10 @@ bench: $(VENV)/bench.installed
 
 docs: $(VENV)/check.installed
 	$(BIN)/python -m mkdocs build --strict
+
+# No package of Python's index brings a browser, so this is apart from `make check`. Without one it fails and says so.
+check-site: docs
+	$(BIN)/python docs/tools/check_site.py site
 
 clean:
 	rm -rf $(VENV) site .hypothesis .mypy_cache .pytest_cache .ruff_cache

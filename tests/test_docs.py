@@ -81,6 +81,29 @@ def test_the_table_of_methods_is_the_librarys() -> None:
     assert table == {method: defaults | options for method, options in spcl_loss.METHODS.items()}
 
 
+def test_the_readme_reads_on_a_package_index_too() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    targets = re.findall(r"\]\(([^)#]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert targets
+    assert not [target for target in targets if not target.startswith("https://")]
+
+
+def test_links_into_the_repository_lead_to_files() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    repository = re.search(r'^Repository = "(.+)"$', project, re.MULTILINE)[1]
+    assert f"repo_url: {repository}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    paths = [
+        path
+        for page in PAGES
+        for prefix in (f"{repository}/blob/main/", f"{repository}/tree/main/", f"{raw}/main/")
+        for path in re.findall(re.escape(prefix) + r'([^)#"\s]+)', page.read_text(encoding="utf-8"))
+    ]
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_relative_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8"))
@@ -89,17 +112,29 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 
 def test_the_picture_of_the_idea_is_what_its_script_draws() -> None:
-    script = runpy.run_path(str(ROOT / "docs/figures/idea.py"))
+    script = runpy.run_path(str(ROOT / "docs/tools/idea.py"))
     assert list(script["THEMES"]) == ["light", "dark"]
     for name, theme in script["THEMES"].items():
         committed = (ROOT / f"docs/figures/idea-{name}.svg").read_text(encoding="utf-8")
-        assert committed == script["picture"](theme), "run docs/figures/idea.py"
+        assert committed == script["picture"](theme), "run docs/tools/idea.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_pictures_are_there(page: Path) -> None:
     sources = re.findall(r'(?:src|srcset)="(?!https?://)([^"]+)"', page.read_text(encoding="utf-8"))
     assert not [source for source in sources if not (page.parent / source).is_file()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_code_is_no_wider_than_88_columns(page: Path) -> None:
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 88]
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "src/spcl_loss").rglob("*.py")), ids=page_id)
+def test_docstrings_call_their_examples_as_the_site_expects(module: Path) -> None:
+    # a section "Example:" becomes a box, with the lines of the example run together
+    assert not re.search(r"^ *Example:$", module.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_the_version_is_the_same_everywhere() -> None:

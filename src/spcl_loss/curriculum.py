@@ -68,7 +68,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         ValueError: a size, a shape or an option does not fit, a score is not finite, or an epoch holds fewer samples
             than there are ranks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sampler = DifficultyCurriculumSampler(torch.linspace(0, 1, 100), num_epochs=5)
         >>> for epoch in range(5):

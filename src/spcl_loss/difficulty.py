@@ -65,7 +65,7 @@ def prototype_difficulty(
         TypeError: an argument is no tensor or has the wrong kind of dtype.
         ValueError: a shape, a device, a label or an option does not fit; the message says what would.
 
-    Example:
+    Examples:
         >>> import torch
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> prototype_difficulty(embeddings, torch.tensor([0, 1, 1]), centers=torch.eye(2))
@@ -123,7 +123,7 @@ def prototype_difficulty_blocks(
         TypeError: an argument has the wrong kind.
         ValueError: a shape, a device, an index, a label or an option does not fit, or `blocks` can be read only once.
 
-    Example:
+    Examples:
         >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 1, 1])
         >>> blocks = [(rows, embeddings[rows], labels[rows]) for rows in torch.arange(3).split(2)]

@@ -45,11 +45,12 @@ def supervised_prototypical_contrastive_loss(
 
         numerator    "inside"          log( sum_{p in P(i)} exp(s_ip) / n_i )
                      "outside"         sum_{p in P(i)} s_ip / n_i
-        denominator  "all"             log sum_j exp(s_ij)                over all candidates
-                     "negatives"       log sum_j exp(s_ij)                over those with another label
-                     "class_balanced"  log sum_j exp(s_ij) / w_ij         over all candidates. w_ij is the number of
-                                       candidates of j's class: it includes the anchor, and is less by one where
-                                       j is a positive
+        denominator  "all"             log sum_j exp(s_ij)         over all candidates
+                     "negatives"       log sum_j exp(s_ij)         over those of other classes
+                     "class_balanced"  log sum_j exp(s_ij) / w_ij  over all candidates
+
+    In the last line w_ij is the number of candidates of j's class. It includes the anchor, and is less by one where j
+    is a positive.
 
     An anchor without a positive does not count. With ``contrast="negatives"`` an anchor without a negative does not
     count either. If no anchor counts, the loss is zero and can still be differentiated. A NaN or an infinity in a row
@@ -94,7 +95,7 @@ def supervised_prototypical_contrastive_loss(
         TypeError: an argument is no tensor or has the wrong kind of dtype.
         ValueError: a shape, a device, a label or an option does not fit; the message says what would.
 
-    Example:
+    Examples:
         >>> import torch
         >>> embeddings = torch.tensor([[1.0, 0.1], [0.9, 0.0], [0.0, 1.0]])
         >>> labels = torch.tensor([0, 0, 1])

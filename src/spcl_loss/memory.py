@@ -44,7 +44,7 @@ class PrototypeMemory(Restorable):
         TypeError: a size is no int, or dtype not floating.
         ValueError: a size below 1, or support_size above queue_size.
 
-    Example:
+    Examples:
         >>> import torch
         >>> memory = PrototypeMemory(num_classes=2, embedding_dim=3, queue_size=4, support_size=2)
         >>> memory.update(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
@@ -269,7 +269,7 @@ class PrototypeMemory(Restorable):
     def fingerprint(self) -> Tensor:
         """() int64 checksum of every bit of state, to compare ranks or runs with; reads the queues once.
 
-        Example:
+        Examples:
             >>> import torch
             >>> memory, other = PrototypeMemory(2, 3), PrototypeMemory(2, 3)
             >>> bool(memory.fingerprint() == other.fingerprint())

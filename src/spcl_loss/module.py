@@ -51,7 +51,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         TypeError: an argument has the wrong kind.
         ValueError: a size or an option does not fit; the message says what would.
 
-    Example:
+    Examples:
         >>> import torch
         >>> criterion = SupervisedPrototypicalContrastiveLoss(num_classes=3, embedding_dim=8)
         >>> embeddings = torch.randn(16, 8, requires_grad=True)

@@ -53,7 +53,7 @@ def assert_matches_single_process(
         TypeError: an argument has the wrong kind, or `loss_factory` cannot be pickled.
         ValueError: a size or a number does not fit.
 
-    Example:
+    Examples:
         It starts processes, so this one is not run; the one in ``docs/howto/distributed.md`` is::
 
             from functools import partial

@@ -1,4 +1,4 @@
-"""Draws the idea of the loss as two SVG files, for light and dark pages: python docs/figures/idea.py."""
+"""Draws the idea of the loss as two SVG files, for light and dark pages: python docs/tools/idea.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent.parent / "figures"
 WIDTH, HEIGHT = 700, 372
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
