@@ -1,0 +1,56 @@
+"""The table of docs/howto/imbalance.md: examples/long_tail.py with ten seeds, and further arms with batches of 32.
+
+python benchmarks/long_tail.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import save
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import long_tail
+from long_tail import ARMS, BATCHES, Arm
+
+FURTHER_ARMS = {
+    "cross-entropy, sampler": Arm(cross_entropy=1, sampler=True),
+    "SPCL, sampler": Arm(contrastive=1, sampler=True),
+    "SPCL, class weights": Arm(contrastive=1, class_weights=True),
+    "SPCL, support 1": Arm(contrastive=1, support_size=1),
+    "SPCL, queue 16, support 16": Arm(contrastive=1, queue_size=16, support_size=16),
+    "SPCL, queue 1024": Arm(contrastive=1, queue_size=1024),
+}
+PUBLISHED = list(ARMS)
+ARMS.update(FURTHER_ARMS)  # here, and so in each process that is started
+
+
+def cell(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return " ".join(f"{number:.4f}" for number in value)
+    return float(value) if isinstance(value, np.floating) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--further-seeds", type=int, nargs="*", default=list(range(10)), help="of the further arms")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    runs = long_tail.all_runs(options.seeds, BATCHES, PUBLISHED, options.steps)
+    runs += long_tail.all_runs(options.further_seeds, [32], FURTHER_ARMS, options.steps)
+    table = long_tail.compare(long_tail.score_all(runs, options.output / "long_tail.jsonl", options.workers))
+    print("\n".join(long_tail.report(table)))
+    long_tail.draw(table, options.steps, options.output / "long_tail.png")
+    save(options.output / "long_tail.csv", [{key: cell(value) for key, value in row.items()} for row in table])
+
+
+if __name__ == "__main__":
+    main()
