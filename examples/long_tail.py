@@ -4,8 +4,8 @@
     python examples/long_tail.py
 
 Every method trains the same small network on the same rows, in as many steps and with as many settings tried. Held-out
-rows choose the setting and the head; test rows choose nothing. It prints a table for each data set and batch size, and
-draws a figure. A run that is already in the output folder is not repeated. docs/howto/imbalance.md has ten seeds.
+rows choose the setting and the head; test rows choose nothing. It prints a table for each data set and batch size and
+draws a figure. It goes on where it was stopped. docs/howto/imbalance.md shows ten seeds and says what follows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from itertools import product
@@ -41,8 +41,6 @@ RATES = (1e-2, 3e-2)  # the grid: learning rates, and of each method one setting
 TEMPERATURES = (0.05, 0.2)  # of the plain cosine; SPCL's shifted cosine takes half of them
 DECAYS = (0.01, 1.0)  # weight decay, where there is no temperature
 
-Scores = Callable[[Tensor], Tensor]  # embeddings (N, WIDTH) -> (N, CLASSES)
-
 
 class Arm(NamedTuple):
     """What a method minimises: a cross-entropy, a contrastive term, or both."""
@@ -68,13 +66,12 @@ ARMS = {
     "cross-entropy + 1 SPCL": Arm(cross_entropy=1, contrastive=1),
 }
 REFERENCE = "weighted cross-entropy"
-KEYS = ("data set", "batch", "method", "head")
-CURVES = (  # of the figure
-    ("cross-entropy", "own", "s:"),
-    ("cross-entropy", "own, adjusted", "s-"),
-    ("weighted cross-entropy", "own", "o-"),
-    ("SPCL", "class means", "*-"),
-    ("cross-entropy + 0.2 SPCL", "own, adjusted", "^-"),
+SHOWN = (  # the figure's curves: method and head
+    ("cross-entropy", "own"),
+    ("cross-entropy", "own, adjusted"),
+    ("weighted cross-entropy", "own"),
+    ("SPCL", "class means"),
+    ("cross-entropy + 0.2 SPCL", "own, adjusted"),
 )
 
 
@@ -83,18 +80,11 @@ class Run(NamedTuple):
 
     dataset: str
     batch_size: int
-    arm: str
+    method: str
     seed: int
     rate: float
     setting: float  # temperature, or weight decay
     steps: int
-
-
-class Rows(NamedTuple):
-    """Inputs (n, features) and labels (n,), ordered by class. Class 0 is the largest in training."""
-
-    inputs: Tensor
-    labels: Tensor
 
 
 def class_sizes(largest: int) -> list[int]:
@@ -117,14 +107,15 @@ def split(targets: np.ndarray, rng: np.random.Generator, sizes: tuple[int, int, 
 
 
 @lru_cache(maxsize=4)
-def make_data(name: str, seed: int) -> dict[str, Rows]:
+def make_data(name: str, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs (n, F) and labels (n,) of each part, ordered by class. Class 0 is the largest in training."""
     rng = np.random.default_rng(seed)
     inputs, targets = load_digits(return_X_y=True) if name == "digits" else make_signals(rng)
     inputs = torch.tensor(inputs / inputs.std(), dtype=torch.float32)
     data = {}
     for part, chosen in split(targets, rng, SIZES[name]).items():
         labels = np.repeat(np.arange(CLASSES), [len(rows) for rows in chosen])
-        data[part] = Rows(inputs[np.concatenate(chosen)], torch.from_numpy(labels))
+        data[part] = inputs[np.concatenate(chosen)], torch.from_numpy(labels)
     return data
 
 
@@ -168,13 +159,9 @@ class Objective(nn.Module):
         self.log_prior = (sizes / len(labels)).log() if arm.log_prior else 0
         self.linear = nn.Linear(WIDTH, CLASSES)
         self.learned = nn.Parameter(torch.randn(CLASSES, WIDTH))  # BCL's prototypes
+        sizes_of_memory = {"queue_size": arm.queue_size, "support_size": arm.support_size}
         self.spcl = SupervisedPrototypicalContrastiveLoss(
-            CLASSES,
-            WIDTH,
-            temperature=temperature / 2,
-            queue_size=arm.queue_size,
-            support_size=arm.support_size,
-            class_weights=self.class_weights,
+            CLASSES, WIDTH, temperature=temperature / 2, class_weights=self.class_weights, **sizes_of_memory
         )
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -195,12 +182,13 @@ class Objective(nn.Module):
             embeddings, labels, prototypes, temperature=self.temperature, **options
         )
 
-    def scores(self, embeddings: Tensor) -> Tensor | None:
+    def scores(self, embeddings: Tensor, means: Tensor) -> Tensor:
         if self.arm.cross_entropy:
             return self.linear(embeddings)
-        if self.arm.term == "bcl":
-            return normalize(embeddings) @ normalize(self.learned).T / self.temperature
-        return self.spcl.logits(embeddings) if self.arm.term == "spcl" else None  # SupCon trains none
+        if self.arm.term == "spcl":
+            return self.spcl.logits(embeddings)
+        prototypes = self.learned if self.arm.term == "bcl" else means  # SupCon trains no head
+        return normalize(embeddings) @ normalize(prototypes).T / self.temperature
 
 
 def batches(labels: Tensor, batch_size: int, steps: int, balanced: bool) -> Iterator[Tensor]:
@@ -217,7 +205,7 @@ def batches(labels: Tensor, batch_size: int, steps: int, balanced: bool) -> Iter
 def train(run: Run) -> tuple[nn.Module, Objective]:
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
-    arm, (inputs, labels) = ARMS[run.arm], make_data(run.dataset, run.seed)["train"]
+    arm, (inputs, labels) = ARMS[run.method], make_data(run.dataset, run.seed)["train"]
     encoder, objective = make_encoder(run.dataset), Objective(arm, labels, run.setting)
     decay = 0.01 if arm.contrastive else run.setting
     parameters = [*encoder.parameters(), *objective.parameters()]
@@ -237,32 +225,28 @@ def class_means(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(embeddings: dict[str, Tensor], labels: Tensor, objective: Objective) -> Iterable[tuple[str, str, Tensor]]:
-    """The classes that each head predicts, for held-out and test rows: (head, part, predicted)."""
-    means = class_means(embeddings["train"], labels)
-    linear = LogisticRegression(class_weight="balanced", max_iter=1000)
-    linear.fit(normalize(embeddings["train"]).numpy(), labels.numpy())
-    log_prior = (labels.bincount() / len(labels)).log()
-    for part in ("held out", "test"):
-        rows = embeddings[part]
-        nearest = normalize(rows) @ means.T
-        own = objective.scores(rows)
-        own = nearest / objective.temperature if own is None else own
-        yield "own", part, own.argmax(1)
-        yield "own, adjusted", part, (own - log_prior).argmax(1)  # logit adjustment (Menon et al., 2021)
-        yield "class means", part, nearest.argmax(1)
-        yield "refitted linear", part, torch.from_numpy(linear.predict(normalize(rows).numpy()))
-
-
 def score(run: Run) -> dict[str, Any]:
     """Trains, and measures the recall of each class on held-out and test rows, with every head."""
-    (encoder, objective), data = train(run), make_data(run.dataset, run.seed)
-    with torch.no_grad():
-        embeddings = {part: encoder(rows.inputs) for part, rows in data.items()}
+    with torch.enable_grad():
+        encoder, objective = train(run)
+    data = make_data(run.dataset, run.seed)
+    embeddings = {part: encoder(inputs) for part, (inputs, _) in data.items()}
+    labels = data["train"][1]
+    means, log_prior = class_means(embeddings["train"], labels), (labels.bincount() / len(labels)).log()
+    fitted = LogisticRegression(class_weight="balanced", max_iter=1000)
+    fitted.fit(normalize(embeddings["train"]).numpy(), labels.numpy())
     recalls: dict[str, dict[str, list[float]]] = {}
-    for head, part, predicted in predict(embeddings, data["train"].labels, objective):
-        right = (predicted == data[part].labels).float()
-        recalls.setdefault(head, {})[part] = right.view(CLASSES, -1).mean(1).tolist()
+    for part in ("held out", "test"):
+        own, unit = objective.scores(embeddings[part], means), normalize(embeddings[part])
+        predicted = {
+            "own": own.argmax(1),
+            "own, adjusted": (own - log_prior).argmax(1),  # logit adjustment after training (Menon et al., 2021)
+            "class means": (unit @ means.T).argmax(1),
+            "refitted linear": torch.from_numpy(fitted.predict(unit.numpy())),
+        }
+        for head, classes in predicted.items():
+            right = (classes == data[part][1]).float()
+            recalls.setdefault(head, {})[part] = right.view(CLASSES, -1).mean(1).tolist()
     return {"run": run, "recalls": recalls}
 
 
@@ -280,12 +264,6 @@ def score_all(runs: list[Run], path: Path, workers: int) -> dict[Run, Any]:
     return {run: done[run] for run in runs}
 
 
-def interval(values: np.ndarray) -> float:
-    """Half the width of the 95% interval of the mean over seeds, by Student's distribution."""
-    n = len(values)
-    return float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
-
-
 def compare(recalls: dict[Run, Any]) -> list[dict[str, Any]]:
     """A row for every data set, batch size, method and head, at the setting with the best held-out recall."""
     table: list[dict[str, Any]] = []
@@ -297,87 +275,94 @@ def compare(recalls: dict[Run, Any]) -> list[dict[str, Any]]:
             held_out, test = (
                 np.array([recalls[run][head][part] for run in runs]).reshape(-1, len(settings), CLASSES)
                 for part in ("held out", "test")
-            )
-            best = held_out.mean((0, 2)).argmax()
-            row = dict(zip(KEYS, (*key, head), strict=True))
-            row |= {"rate": settings[best][0], "setting": settings[best][1]}
-            row |= {"held out": held_out[:, best].mean(), "by seed": test[:, best].mean(1)}
-            row |= {"by class": test[:, best].mean(0), "held out by setting": held_out.mean((0, 2))}
+            )  # (seeds, settings, classes)
+            by_setting = held_out.mean((0, 2))
+            best = by_setting.argmax()
+            row = dict(zip(("data set", "batch", "method"), key, strict=True)) | {"head": head}
+            row |= {"rate": settings[best][0], "setting": settings[best][1], "held out": by_setting[best]}
+            row |= {
+                "held out by setting": by_setting,
+                "by seed": test[:, best].mean(1),
+                "by class": test[:, best].mean(0),
+            }
             rows.append(row)
-        best = max(rows, key=lambda row: row["held out"])
-        table += [row | {"chosen": row is best} for row in rows]
+        chosen = max(rows, key=lambda row: row["held out"])
+        table += [row | {"chosen": row is chosen} for row in rows]
     return table
+
+
+def interval(values: np.ndarray) -> str:
+    """The mean over seeds and half the width of its 95% interval, by Student's distribution."""
+    n = len(values)
+    half = student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
+    return f"{values.mean():.3f} ± {half:.3f}"
 
 
 def report(table: list[dict[str, Any]]) -> Iterator[str]:
     """A Markdown table for each data set and batch size. The head with the best held-out recall is in bold."""
     heads = list(dict.fromkeys(row["head"] for row in table))
-    for dataset, batch_size in dict.fromkeys((row["data set"], row["batch"]) for row in table):
-        yield f"\n{dataset}, batches of {batch_size}: balanced accuracy on test rows, 95% interval over seeds\n"
+    for place in dict.fromkeys((row["data set"], row["batch"]) for row in table):
+        here = [row for row in table if (row["data set"], row["batch"]) == place]
+        chosen = {row["method"]: row for row in here if row["chosen"]}
+        yield f"\n{place[0]}, batches of {place[1]}: balanced accuracy on test rows, 95% interval over seeds\n"
         yield f"| method | {' | '.join(heads)} | {' / '.join(GROUPS)} | over {REFERENCE} |"
         yield "|---" * (len(heads) + 3) + "|"
-        shown = [row for row in table if (row["data set"], row["batch"]) == (dataset, batch_size)]
-        chosen = {row["method"]: row for row in shown if row["chosen"]}
         for method, best in chosen.items():
-            numbers = [
-                f"{row['by seed'].mean():.3f} ± {interval(row['by seed']):.3f}"
-                for row in shown
-                if row["method"] == method
-            ]
-            numbers[heads.index(best["head"])] = f"**{numbers[heads.index(best['head'])]}**"
+            numbers = [interval(row["by seed"]) for row in here if row["method"] == method]
+            numbers[heads.index(best["head"])] = f"**{interval(best['by seed'])}**"
             groups = " / ".join(f"{best['by class'][classes].mean():.2f}" for classes in GROUPS.values())
-            over = best["by seed"] - chosen.get(REFERENCE, best)["by seed"]
-            difference = "" if method == REFERENCE else f"{over.mean():+.3f} ± {interval(over):.3f}"
-            yield f"| {' | '.join([method, *numbers, groups, difference])} |"
+            pairs = zip(best["by seed"], chosen[REFERENCE]["by seed"], strict=False)  # one may have more seeds
+            over = interval(np.array([ours - theirs for ours, theirs in pairs])) if method != REFERENCE else ""
+            yield f"| {' | '.join([method, *numbers, groups, over])} |"
 
 
 def draw(table: list[dict[str, Any]], steps: int, path: Path) -> None:
     """Recall of a class by its training rows, and the digits' embeddings before and after training with SPCL."""
     from matplotlib import pyplot as plt
 
+    rows = {(row["data set"], row["batch"], row["method"], row["head"]): row for row in table}
     figure, axes = plt.subplots(2, 2, figsize=(10, 9), layout="constrained")
     for axis, dataset in zip(axes[0], SIZES, strict=True):
-        for method, head, style in CURVES:
-            (row,) = (row for row in table if [row[key] for key in KEYS] == [dataset, 32, method, head])
-            axis.plot(class_sizes(SIZES[dataset][0]), row["by class"], style, label=f"{method}: {head}")
+        for curve, marker in zip(SHOWN, "sDo*^", strict=True):
+            recall = rows[(dataset, 32, *curve)]["by class"]
+            axis.plot(class_sizes(SIZES[dataset][0]), recall, marker=marker, label=": ".join(curve))
         axis.set(title=dataset, xscale="log", xlabel="training rows of the class", ylabel="recall on test rows")
     axes[0, 1].legend(fontsize=8)
-    (row,) = (row for row in table if [row[key] for key in KEYS] == ["digits", 32, "SPCL", "class means"])
-    colors = plt.get_cmap("tab10").colors
+    best, data = rows["digits", 32, "SPCL", "class means"], make_data("digits", 0)
     for axis, title, count in zip(axes[1], ("before training", "after training"), (0, steps), strict=True):
-        encoder, _ = train(Run("digits", 32, "SPCL", 0, row["rate"], row["setting"], count))
-        data = make_data("digits", 0)
+        encoder, _ = train(Run("digits", 32, "SPCL", 0, best["rate"], best["setting"], count))
         with torch.no_grad():
-            prototypes = class_means(encoder(data["train"].inputs), data["train"].labels)
-            rows = normalize(encoder(data["test"].inputs))
+            prototypes = class_means(encoder(data["train"][0]), data["train"][1])
+            points = normalize(encoder(data["test"][0]))
         plane = torch.linalg.svd(prototypes - prototypes.mean(0)).Vh[:2].T  # the directions in which they differ most
         for label, size in enumerate(class_sizes(SIZES["digits"][0])):
-            axis.scatter(*(rows[data["test"].labels == label] @ plane).T, s=8, alpha=0.6, color=colors[label])
-            place = prototypes[label] @ plane
-            axis.scatter(*place, s=200, marker="*", edgecolor="black", color=colors[label], label=str(size), zorder=3)
+            color = plt.get_cmap("tab10")(label)
+            axis.scatter(*(points[data["test"][1] == label] @ plane).T, s=8, alpha=0.6, color=color)
+            star = {"s": 200, "marker": "*", "edgecolor": "black", "zorder": 3}
+            axis.scatter(*(prototypes[label] @ plane), color=color, label=str(size), **star)
         axis.set(title=f"digits {title}", xticks=[], yticks=[], aspect="equal")
     axes[1, 1].legend(title="training rows", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def all_runs(seeds: Iterable[int], batch_sizes: Iterable[int], arms: Iterable[str], steps: int) -> list[Run]:
+def all_runs(seeds: Iterable[int], batch_sizes: Iterable[int], methods: Iterable[str], steps: int) -> list[Run]:
     """The grid. `steps` is for batches of 32; other sizes take more or fewer, by the square root."""
     runs = []
-    for seed, dataset, batch_size, arm in product(seeds, SIZES, batch_sizes, arms):
-        for rate, setting in product(RATES, TEMPERATURES if ARMS[arm].contrastive else DECAYS):
+    for seed, dataset, batch_size, method in product(seeds, SIZES, batch_sizes, methods):
+        for rate, setting in product(RATES, TEMPERATURES if ARMS[method].contrastive else DECAYS):
             count = round(steps * (32 / batch_size) ** 0.5)
-            runs.append(Run(dataset, batch_size, arm, seed, rate, setting, count))
+            runs.append(Run(dataset, batch_size, method, seed, rate, setting, count))
     return runs
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=200, help="of batches of 32; smaller batches take more")
+    parser.add_argument("--steps", type=int, default=200, help="with batches of 32; smaller batches take more")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--output", type=Path, default=Path("runs/long_tail"))
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     runs = all_runs(options.seeds, BATCHES, ARMS, options.steps)
     table = compare(score_all(runs, options.output / "runs.jsonl", options.workers))

@@ -1,6 +1,8 @@
-"""The table of docs/howto/imbalance.md: examples/long_tail.py with ten seeds, and further arms with batches of 32.
+"""The table of docs/howto/imbalance.md: examples/long_tail.py with more seeds and further arms.
 
-python benchmarks/long_tail.py
+Batches of 32 come first and have all seeds. The other batch sizes and the further arms have fewer.
+
+python benchmarks/imbalance.py
 """
 
 from __future__ import annotations
@@ -37,14 +39,16 @@ def cell(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--further-seeds", type=int, nargs="*", default=list(range(10)), help="of the further arms")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="of batches of 32")
+    parser.add_argument("--further-seeds", type=int, nargs="*", default=list(range(4)), help="of all that follows")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    runs = long_tail.all_runs(options.seeds, BATCHES, PUBLISHED, options.steps)
+    others = [size for size in BATCHES if size != 32]
+    runs = long_tail.all_runs(options.seeds, [32], PUBLISHED, options.steps)
+    runs += long_tail.all_runs(options.further_seeds, others, PUBLISHED, options.steps)
     runs += long_tail.all_runs(options.further_seeds, [32], FURTHER_ARMS, options.steps)
     table = long_tail.compare(long_tail.score_all(runs, options.output / "long_tail.jsonl", options.workers))
     print("\n".join(long_tail.report(table)))
