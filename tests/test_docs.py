@@ -111,12 +111,13 @@ def test_relative_links_lead_to_files(page: Path) -> None:
     assert not missing
 
 
-def test_the_picture_of_the_idea_is_what_its_script_draws() -> None:
+def test_the_pictures_of_the_idea_are_what_their_script_draws() -> None:
     script = runpy.run_path(str(ROOT / "docs/tools/idea.py"))
     assert list(script["THEMES"]) == ["light", "dark"]
-    for name, theme in script["THEMES"].items():
-        committed = (ROOT / f"docs/figures/idea-{name}.svg").read_text(encoding="utf-8")
-        assert committed == script["picture"](theme), "run docs/tools/idea.py"
+    for name, draw in script["PICTURES"].items():
+        for scheme, theme in script["THEMES"].items():
+            committed = (ROOT / f"docs/figures/{name}-{scheme}.svg").read_text(encoding="utf-8")
+            assert committed == draw(theme), "run docs/tools/idea.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -1,4 +1,4 @@
-"""Draws the idea of the loss as two SVG files, for light and dark pages: python docs/tools/idea.py."""
+"""Draws the idea of the loss as SVG files, for light and dark pages: python docs/tools/idea.py."""
 
 from __future__ import annotations
 
@@ -128,20 +128,51 @@ def comparison(theme: Theme) -> list[str]:
 
 def picture(theme: Theme) -> str:
     title = "A row of the batch is pulled to its class and pushed from the others: their rows and their prototypes."
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="{FONT}" role="img">',
-        f"<title>{title}</title>",
-        *batch_and_memory(theme),
-        *comparison(theme),
-        "</svg>",
-    ]
-    return "\n".join(lines) + "\n"
+    return frame(title, HEIGHT, [*batch_and_memory(theme), *comparison(theme)])
+
+
+def frame(title: str, height: int, parts: list[str]) -> str:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        f'font-family="{FONT}" role="img">'
+    )
+    return "\n".join([head, f"<title>{title}</title>", *parts, "</svg>"]) + "\n"
+
+
+def alone(share: float, rows: int) -> float:
+    """The chance that none of the other rows of a batch is of a row's class, which has this share of the data."""
+    return (1 - share) ** (rows - 1)
+
+
+def lonely(theme: Theme) -> str:
+    left, right, top, bottom, most = 70, 610, 44, 270, 0.12
+
+    def place(share: float, chance: float) -> Point:
+        return left + (right - left) * share / most, bottom - (bottom - top) * chance
+
+    parts = [text(20, 24, "Chance that a row is alone of its class in the batch", theme.ink, 18, weight=600)]
+    for chance in (0, 0.25, 0.5, 0.75, 1):
+        y = place(0, chance)[1]
+        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="{theme.frame}" stroke-width="1" stroke-opacity=".5"/>')
+        parts.append(text(left - 10, y + 5, f"{chance:.0%}", theme.ink, 15, "end"))
+    for percent in range(0, 13, 2):
+        parts.append(text(place(percent / 100, 0)[0], bottom + 22, f"{percent}%", theme.ink, 15, "middle"))
+    parts.append(text((left + right) / 2, bottom + 48, "share of the class in the data", theme.ink, 16, "middle"))
+    for rows, color, height in zip((16, 32, 128), theme.classes, (6, 6, -6), strict=True):
+        points = [place(most * i / 120, alone(most * i / 120, rows)) for i in range(121)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="3"/>')
+        parts.append(text(right + 8, points[-1][1] + height, f"{rows} rows", color, 15, weight=600))
+    return frame("Without prototypes, rows of rare classes are often alone of their class in the batch.", 330, parts)
+
+
+PICTURES = {"idea": picture, "lonely": lonely}
 
 
 def main() -> None:
-    for name, theme in THEMES.items():
-        (FOLDER / f"idea-{name}.svg").write_text(picture(theme), encoding="utf-8")
+    for name, draw in PICTURES.items():
+        for scheme, theme in THEMES.items():
+            (FOLDER / f"{name}-{scheme}.svg").write_text(draw(theme), encoding="utf-8")
 
 
 if __name__ == "__main__":

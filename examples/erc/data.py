@@ -164,10 +164,13 @@ READERS: dict[str, Callable[[Path], Iterator[Spoken]]] = {
 
 def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
     """A corpus by its name; `data_dir` is searched instead of the usual places."""
+    from .own import OWN, own_corpus
     from .practice import PRACTICE, practice_corpus
 
     if name == PRACTICE:
         return practice_corpus()
+    if name == OWN:
+        return own_corpus(None if data_dir is None else Path(data_dir))
     if name not in READERS:
         raise InputError(f"the corpus must be one of {', '.join([*READERS, PRACTICE])}; received {name!r}")
     source = SOURCES[name]

@@ -1,0 +1,112 @@
+"""Dialogues of one's own, and the labels that a finished run gives to new ones."""
+
+import csv
+import json
+
+import pytest
+
+import erc_predict
+import erc_tiny
+from erc import command
+from erc.data import load_corpus
+from erc.files import InputError
+from erc.settings import HEADS
+from erc.train import train
+
+
+def as_json(dialogues, labels):
+    """Dialogues as the files hold them."""
+    keys = ("speaker", "text", "label")
+    rows = [[(turn.speaker, turn.text, turn.label) for turn in dialogue.turns] for dialogue in dialogues]
+    return [
+        [
+            dict(zip(keys, (who, text, None if label is None else labels[label]), strict=True))
+            for who, text, label in row
+        ]
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with the tiny corpus in three files."""
+    folder, corpus = tmp_path_factory.mktemp("own"), erc_tiny.corpus()
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.json").write_text(json.dumps(as_json(getattr(corpus, split), corpus.labels)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(own, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    encoder = erc_tiny.encoder(folder / "encoder")
+    settings = erc_tiny.settings(encoder, dataset="own", inputs="dialogues", epochs=2)
+    train(settings, load_corpus("own", own), folder / "out")
+    return folder / "out"
+
+
+def test_the_files_are_read_as_they_are_meant(own):
+    corpus, tiny = load_corpus("own", own), erc_tiny.corpus()
+    assert corpus.labels == tuple(sorted(erc_tiny.LABELS))
+    for split in ("train", "dev", "test"):
+        assert as_json(getattr(corpus, split), corpus.labels) == as_json(getattr(tiny, split), tiny.labels)
+
+
+def test_a_turn_without_a_label_is_context(own, tmp_path):
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.json").write_bytes((own / f"{split}.json").read_bytes())
+    talk = [{"speaker": "Ann", "text": "one"}, {"speaker": "Ben", "text": "two", "label": "Glad "}]
+    (tmp_path / "dev.json").write_text(json.dumps([talk]))
+    (dialogue,) = load_corpus("own", tmp_path).dev
+    assert [turn.label for turn in dialogue.turns] == [None, sorted(erc_tiny.LABELS).index("glad")]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("train.json", [[{"speaker": "a", "text": "b", "label": "c"}]], "at least two classes; it has 1"),
+        ("dev.json", [[{"speaker": "a", "text": "b", "label": "other"}]], r"\[0\]\[0\].label: 'other' is none of"),
+        ("test.json", [[{"speaker": "a"}]], r'\[0\]\[0\]: expected an object with "text"'),
+        ("test.json", [], "no dialogues"),
+    ],
+)
+def test_faults_name_file_and_place(own, tmp_path, file, content, reason):
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.json").write_bytes((own / f"{split}.json").read_bytes())
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=reason) as error:
+        load_corpus("own", tmp_path)
+    assert file in str(error.value)
+
+
+def test_without_a_folder_the_command_says_what_to_give(tmp_path, capsys):
+    assert command.main("own", None, ["--output", str(tmp_path / "run")]) == 2
+    assert "--data-dir must name the folder" in capsys.readouterr().err
+    assert command.main("own", None, ["--output", str(tmp_path / "run"), "--data-dir", str(tmp_path)]) == 2
+    assert "has no train.json, dev.json, test.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_new_dialogues_get_the_labels_that_the_run_gave_them(run, own, capsys, head):
+    """The dev set stands for new dialogues: the run wrote down what every head says of it."""
+    arguments = [str(run), str(own / "dev.json"), "--head", head, "--data-dir", str(own)]
+    assert erc_predict.main(arguments) == 0
+    spoken = json.loads(capsys.readouterr().out)
+    with (run / "predictions.csv").open(newline="") as file:
+        expected = [row[head] for row in csv.DictReader(file) if row["split"] == "dev"]
+    assert [turn["label"] for dialogue in spoken for turn in dialogue] == expected
+    assert len(set(expected)) > 1
+    given = json.loads((own / "dev.json").read_text())
+    for dialogue, original in zip(spoken, given, strict=True):
+        assert [(t["speaker"], t["text"]) for t in dialogue] == [(t["speaker"], t["text"]) for t in original]
+
+
+def test_the_linear_head_needs_no_training_data_and_the_others_say_so(run, own, capsys):
+    assert erc_predict.main([str(run), str(own / "test.json"), "--head", "linear"]) == 0
+    assert erc_predict.main([str(run), str(own / "test.json")]) == 2
+    assert "--data-dir must name the folder" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, own, capsys):
+    assert erc_predict.main([str(tmp_path), str(own / "dev.json")]) == 2
+    assert "best.safetensors is not the weights of a finished run" in capsys.readouterr().err
