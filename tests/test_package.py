@@ -4,6 +4,7 @@ import doctest
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,10 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - loaded} - s
 def test_public_names():
     assert set(spcl_loss.__all__) - {"__version__"} == PUBLIC
     assert isinstance(spcl_loss.__version__, str)
+
+
+def test_type_checkers_may_read_the_annotations():
+    assert Path(spcl_loss.__file__).with_name("py.typed").is_file()
 
 
 def test_importing_loads_and_changes_nothing_else():
