@@ -145,7 +145,7 @@ def alone(share: float, rows: int) -> float:
 
 
 def lonely(theme: Theme) -> str:
-    left, right, top, bottom, most = 70, 610, 44, 270, 0.12
+    left, right, top, bottom, most = 70, 670, 44, 270, 0.12
 
     def place(share: float, chance: float) -> Point:
         return left + (right - left) * share / most, bottom - (bottom - top) * chance
@@ -158,11 +158,12 @@ def lonely(theme: Theme) -> str:
     for percent in range(0, 13, 2):
         parts.append(text(place(percent / 100, 0)[0], bottom + 22, f"{percent}%", theme.ink, 15, "middle"))
     parts.append(text((left + right) / 2, bottom + 48, "share of the class in the data", theme.ink, 16, "middle"))
-    for rows, color, height in zip((16, 32, 128), theme.classes, (6, 6, -6), strict=True):
+    for rows, color, share in zip((16, 32, 128), theme.classes, (0.06, 0.04, 0.012), strict=True):
         points = [place(most * i / 120, alone(most * i / 120, rows)) for i in range(121)]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="3"/>')
-        parts.append(text(right + 8, points[-1][1] + height, f"{rows} rows", color, 15, weight=600))
+        x, y = place(share, alone(share, rows))
+        parts.append(text(x + 8, y - 8, f"{rows} rows", color, 16, weight=600))
     return frame("Without prototypes, rows of rare classes are often alone of their class in the batch.", 330, parts)
 
 
