@@ -138,6 +138,19 @@ def test_docstrings_call_their_examples_as_the_site_expects(module: Path) -> Non
     assert not re.search(r"^ *Example:$", module.read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def test_workflows_call_what_the_makefile_has() -> None:
+    workflows = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / ".github/workflows").glob("*.yml")))
+    called = set(re.findall(r"\bmake ([a-z-]+)", workflows))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert called == {"check", "check-site", "test", "test-fast"} & targets
+
+
+def test_the_pythons_of_the_classifiers_are_those_of_the_workflow() -> None:
+    listed = re.findall(r"Python :: (3\.\d+)\"", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    assert ast.literal_eval(re.search(r"python: (\[.*\])", workflow)[1]) == listed
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
