@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeAlias
 
-from .files import InputError, Source, Value, locate, read_csv, read_json, warn_of_changes
+from .files import InputError, Source, locate, read_csv, read_json, warn_of_changes
 
 _KNOWN = json.loads(Path(__file__).with_name("datasets.json").read_text(encoding="utf-8"))
 SOURCES = {
@@ -72,21 +72,21 @@ def plain_text(text: str) -> str:
     return text.translate(_WINDOWS_1252).translate(_PLAIN).strip()
 
 
-# Each dataset has a reader. It yields the turns of a file as they are written: the dialogue's name, the turn's position
-# in the spoken order, the turn, and the value to blame where a position occurs twice. `read_split` groups them.
-Spoken: TypeAlias = tuple[str, int, Turn, Value]
+# Each dataset has a reader. It yields the turns of a file in the order of the file, each with its dialogue's name and
+# its position in the spoken order. `read_split` groups them.
+Spoken: TypeAlias = tuple[str, int, Turn]
 
 
 def read_split(path: Path, read: Callable[[Path], Iterable[Spoken]]) -> tuple[Dialogue, ...]:
     """One split's dialogues; a fault in the file is an InputError that names file and place."""
     dialogues: dict[str, dict[int, Turn]] = {}
-    for dialogue, position, turn, value in read(path):
+    for dialogue, position, turn in read(path):
         turns = dialogues.setdefault(dialogue, {})
         if position in turns:
-            raise value.fault(f"{position} occurs twice in dialogue {dialogue}")
+            raise InputError(f"{path}: expected each turn once; received turn {position} of dialogue {dialogue} twice")
         turns[position] = turn
     if not dialogues:
-        raise InputError(f"{path}: no dialogues")
+        raise InputError(f"{path}: expected dialogues; received none")
     # MELD's numbers have gaps in some dialogues but always give the spoken order.
     return tuple(Dialogue(name, tuple(turns[i] for i in sorted(turns))) for name, turns in dialogues.items())
 
@@ -97,7 +97,7 @@ def read_meld(path: Path) -> Iterator[Spoken]:
         dialogue, position = row["Dialogue_ID"].number(), row["Utterance_ID"].number()
         speaker, text = (plain_text(row[column].text()) for column in ("Speaker", "Utterance"))
         label = row["Emotion"].index(SOURCES["MELD"].labels)
-        yield str(dialogue), position, Turn(str(position), speaker, text, label), row["Utterance_ID"]
+        yield str(dialogue), position, Turn(str(position), speaker, text, label)
 
 
 # The speakers of IEMOCAP's files are "Ses01F_impro01_M": session, scene and gender. First names that go with any gender
@@ -115,17 +115,17 @@ def read_iemocap(path: Path) -> Iterator[Spoken]:
     """
     for number, dialogue in enumerate(read_json(path)):
         names: dict[str, str] = {}
-        for position, turn in enumerate(_some(dialogue)):
+        for position, turn in enumerate(dialogue):
             speaker = turn["speaker"].text().upper()
             if speaker not in names:
                 if len(names) == len(NEUTRAL_NAMES):
-                    raise turn["speaker"].fault(f"more than {len(NEUTRAL_NAMES)} speakers in a dialogue")
+                    raise turn["speaker"].fault(f"at most {len(NEUTRAL_NAMES)} speakers in a dialogue")
                 names[speaker] = NEUTRAL_NAMES[len(names)]
             text = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn["text"].text())).split())
-            label = (
-                turn["label"].index(IEMOCAP_CODES, "; a turn of another kind has no label") if "label" in turn else None
-            )
-            yield str(number), position, Turn(str(position), names[speaker], text, label), turn
+            label = None
+            if turn.content.get("label") is not None:
+                label = turn["label"].index(IEMOCAP_CODES, "; leave the label of any other emotion out")
+            yield str(number), position, Turn(str(position), names[speaker], text, label)
 
 
 def read_emorynlp(path: Path) -> Iterator[Spoken]:
@@ -133,16 +133,10 @@ def read_emorynlp(path: Path) -> Iterator[Spoken]:
     for episode in read_json(path)["episodes"]:
         for scene in episode["scenes"]:
             name = scene["scene_id"].text()
-            for position, turn in enumerate(_some(scene["utterances"])):
+            for position, turn in enumerate(scene["utterances"]):
                 speaker = speaker_name([speaker.text() for speaker in turn["speakers"]])
                 text, label = plain_text(turn["transcript"].text()), turn["emotion"].index(SOURCES["EmoryNLP"].labels)
-                yield name, position, Turn(turn["utterance_id"].text(), speaker, text, label), turn
-
-
-def _some(turns: Value) -> Iterator[Value]:
-    if turns.content == []:
-        raise turns.fault("an empty dialogue; leave it out")
-    return iter(turns)
+                yield name, position, Turn(turn["utterance_id"].text(), speaker, text, label)
 
 
 def speaker_name(speakers: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 
@@ -102,80 +103,65 @@ def _remedy(source: Source, cache: Path, what: str) -> str:
 
 
 class Value:
-    """A value in a file that knows its place.
+    """A part of a dataset's file. Its faults say file and place, what was expected there, and what was received."""
 
-    A fault in `value["scenes"][3]` names the file and "scenes[3]", one in a row of a CSV file names line and column.
-    """
-
-    def __init__(self, content: Any, path: Path, place: str = "") -> None:
-        self.content, self.path, self.place = content, path, place
+    def __init__(self, content: Any, place: str) -> None:
+        self.content, self.place = content, place  # such as "train.csv, line 3, Emotion" or "train.json[0][2], text"
 
     def __getitem__(self, key: str) -> Value:
         if not isinstance(self.content, dict) or key not in self.content:
-            raise self.fault(f'expected an object with "{key}"')
-        row = self.place.startswith("line ")
-        place = f"{self.place}, column {key}" if row else f"{self.place}.{key}" if self.place else key
-        return Value(self.content[key], self.path, place)
-
-    def __contains__(self, key: str) -> bool:
-        return isinstance(self.content, dict) and self.content.get(key) is not None
+            raise self.fault(f'an object with "{key}"')
+        return Value(self.content[key], f"{self.place}, {key}")
 
     def __iter__(self) -> Iterator[Value]:
         if not isinstance(self.content, list):
-            raise self.fault("expected a list")
-        return (Value(part, self.path, f"{self.place}[{i}]") for i, part in enumerate(self.content))
+            raise self.fault("a list")
+        return (Value(part, f"{self.place}[{i}]") for i, part in enumerate(self.content))
 
     def text(self) -> str:
-        if not isinstance(self.content, str):
-            raise self.fault(f"expected text; received {self.content!r}")
-        if "\0" in self.content:
-            raise self.fault("a NUL byte; get the file anew")
-        if any(0xDC80 <= ord(character) <= 0xDCFF for character in self.content):  # see `read_csv`
-            raise self.fault("not UTF-8; save the file with that encoding")
+        if not isinstance(self.content, str) or "\0" in self.content:
+            raise self.fault("text without NUL bytes")
         return self.content
 
     def number(self) -> int:
-        try:
-            return int(self.text())
-        except ValueError:
-            raise self.fault(f"{self.content!r} is not a whole number") from None
+        if not self.text().strip().isdecimal():
+            raise self.fault("a whole number")
+        return int(self.content)
 
     def index(self, names: Sequence[str], remedy: str = "") -> int:
         """Its place among `names`, written in any case."""
         name = self.text().strip().lower()
         if name not in names:
-            raise self.fault(f"{self.content!r} is none of {', '.join(names)}{remedy}")
+            raise self.fault(f"one of {', '.join(names)}", remedy)
         return names.index(name)
 
-    def fault(self, what: str) -> InputError:
-        return InputError(f"{self.path}, {self.place or 'top'}: {what}")
+    def fault(self, expected: str, remedy: str = "") -> InputError:
+        return InputError(f"{self.place}: expected {expected}; received {shortened(self.content)}{remedy}")
 
 
 def read_json(path: Path) -> Value:
     try:
-        return Value(json.loads(path.read_bytes()), path)
+        return Value(json.loads(path.read_bytes()), str(path))
     except ValueError as error:  # of decoding too
         raise InputError(f"{path}: not readable as JSON ({error})") from error
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Value]:
-    """The rows. Every row has all `columns`."""
-    # surrogateescape carries undecodable bytes as far as their field, so that the fault can name its column.
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    if "\0" in text:
-        raise InputError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; get the file anew")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
+    """The rows, each with all `columns`. A row that spans several lines is known by its last line."""
+    content = path.read_bytes()
     try:
-        header = next(reader, [])
+        rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        header = next(rows, [])
         if missing := [column for column in columns if column not in header]:
-            raise InputError(f"{path}, line 1, column {missing[0]}: missing; the columns are {', '.join(header)}")
-        line = reader.line_num + 1
-        for fields in reader:
-            if fields:
-                if len(fields) != len(header):
-                    raise InputError(f"{path}, line {line}: the row has {len(fields)} fields, the header {len(header)}")
-                yield Value(dict(zip(header, fields, strict=True)), path, f"line {line}")
-            line = reader.line_num + 1  # on which the next row begins
+            raise InputError(f"{path}, line 1: expected a column {missing[0]}; received {', '.join(header) or 'none'}")
+        for fields in rows:
+            place = f"{path}, line {rows.line_num}"
+            if fields and len(fields) != len(header):
+                raise InputError(f"{place}: expected {len(header)} fields, as in line 1; received {len(fields)}")
+            if fields:  # no blank line
+                yield Value(dict(zip(header, fields, strict=True)), place)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: expected UTF-8; save the file with that encoding") from error
     except csv.Error as error:
-        raise InputError(f"{path}, line {line}: not readable as CSV ({error})") from error
+        raise InputError(f"{path}, line {rows.line_num}: not readable as CSV ({error})") from error

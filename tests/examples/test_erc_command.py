@@ -78,7 +78,7 @@ def test_a_malformed_file_is_one_line_and_exit_code_2(nowhere, capsys):
         (nowhere / name).write_text("Utterance,Speaker,Dialogue_ID,Utterance_ID\nHi,Ann,0,0\n", encoding="utf-8")
     assert command.main("MELD", None, ["--data-dir", str(nowhere), "--output", str(nowhere / "run")]) == 2
     error = capsys.readouterr().err
-    assert "train_sent_emo.csv, line 1, column Emotion: missing" in error
+    assert "train_sent_emo.csv, line 1: expected a column Emotion; received Utterance, " in error
     assert error.count("\n") == 1
 
 

@@ -65,21 +65,22 @@ def test_windows_1252_punctuation_that_was_read_as_control_characters_is_mended(
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        (HEADER.replace("Emotion,", "") + ROWS, "line 1, column Emotion: missing"),
-        (HEADER + ROWS.replace("Joy", "hope"), "line 3, column Emotion: 'hope'"),
-        (HEADER + ROWS.replace(",0,2\n", ",zero,2\n"), "line 3, column Dialogue_ID: 'zero'"),
-        (HEADER + ROWS.replace(",0,2\n", ",0,0\n"), "line 3, column Utterance_ID: 0 occurs twice"),
-        (HEADER + ROWS.replace(",0,2\n", "\n"), "line 3: the row has 5 fields, the header 7"),
-        (HEADER + ROWS.replace("Hi.", "Hi, there"), "line 3: the row has 8 fields, the header 7"),
-        ((HEADER + ROWS).encode().replace(b"Hi.", b"caf\xe9"), "line 3, column Utterance: not UTF-8"),
-        ((HEADER + ROWS).encode().replace(b"Ben", b"B\xe9n"), "line 3, column Speaker: not UTF-8"),
-        (HEADER + ROWS.replace('"Hello, you"', '"Hello" you'), "line 2"),
-        (HEADER + ROWS.replace("Hello, you", "Hello,\nyou").replace("Joy", "hope"), "line 4, column Emotion"),
-        (HEADER, "no dialogues"),
-        (HEADER + "\n", "no dialogues"),
-        (HEADER + ROWS.replace("Hi.", "H\0."), "line 3: a NUL byte"),
-        ("\0" + HEADER + ROWS, "line 1: a NUL byte"),
-        ("", "line 1, column Utterance: missing"),
+        (HEADER.replace("Emotion,", "") + ROWS, "line 1: expected a column Emotion; received Sr No., Utterance, Speak"),
+        (HEADER + ROWS.replace("Joy", "hope"), "line 3, Emotion: expected one of neutral, joy, surprise, anger, sad"),
+        (HEADER + ROWS.replace("Joy", "hope"), "; received 'hope'"),
+        (HEADER + ROWS.replace(",0,2\n", ",zero,2\n"), "line 3, Dialogue_ID: expected a whole number; received 'zero'"),
+        (HEADER + ROWS.replace(",0,2\n", ",0,0\n"), "expected each turn once; received turn 0 of dialogue 0 twice"),
+        (HEADER + ROWS.replace(",0,2\n", "\n"), "line 3: expected 7 fields, as in line 1; received 5"),
+        (HEADER + ROWS.replace("Hi.", "Hi, there"), "line 3: expected 7 fields, as in line 1; received 8"),
+        ((HEADER + ROWS).encode().replace(b"Hi.", b"caf\xe9"), "line 3: expected UTF-8"),
+        (b"\xef\xbb\xbf" + (HEADER + ROWS).encode().replace(b"Ben", b"B\xe9n"), "line 3: expected UTF-8"),
+        (HEADER + ROWS.replace('"Hello, you"', '"Hello" you'), "line 2: not readable as CSV"),
+        (HEADER + ROWS.replace("Hello, you", "Hello,\nyou").replace("Joy", "hope"), "line 4, Emotion"),
+        (HEADER, "expected dialogues; received none"),
+        (HEADER + "\n", "expected dialogues; received none"),
+        (HEADER + ROWS.replace("Hi.", "H\0."), "line 3"),  # Python 3.10's reader already refuses it
+        (HEADER.replace("Emotion", "Emo\0tion") + ROWS, "line 1"),
+        ("", "line 1: expected a column Utterance; received none"),
     ],
 )
 def test_a_fault_is_named_by_file_line_and_column(tmp_path, content, place):
@@ -244,18 +245,18 @@ def test_speakers_go_by_first_names(speakers, name):
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ({}, 'top: expected an object with "episodes"'),
-        ({"episodes": 3}, "episodes: expected a list"),
+        ({}, 'x.json: expected an object with "episodes"; received {}'),
+        ({"episodes": 3}, "x.json, episodes: expected a list; received 3"),
         (
             {"episodes": [{"scenes": [{"scene_id": 1, "utterances": []}]}]},
-            "episodes[0].scenes[0].scene_id: expected text",
+            "x.json, episodes[0], scenes[0], scene_id: expected text without NUL bytes; received 1",
         ),
         (
             {"episodes": [{"scenes": [{"scene_id": "c", "utterances": [utterance("u", "Hope", "A")]}]}]},
-            "scenes[0].utterances[0].emotion: 'Hope' is none of neutral",
+            "episodes[0], scenes[0], utterances[0], emotion: expected one of neutral, joyful, scared, mad, peaceful, ",
         ),
-        ({"episodes": []}, "no dialogues"),
-        ({"episodes": [{"scenes": [{"scene_id": "c", "utterances": []}]}]}, "scenes[0].utterances: an empty dialogue"),
+        ({"episodes": []}, "expected dialogues; received none"),
+        ({"episodes": [{"scenes": [{"scene_id": "c", "utterances": []}]}]}, "expected dialogues; received none"),
     ],
 )
 def test_a_fault_in_emorynlp_is_named_by_its_place(tmp_path, content, place):
@@ -290,15 +291,16 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        ([], "no dialogues"),
-        ([[]], "[0]: an empty dialogue"),
-        ([[{"text": "a\0b", "speaker": "b"}]], "[0][0].text: a NUL byte"),
+        ([], "expected dialogues; received none"),
+        ([[]], "expected dialogues; received none"),
+        ([[{"text": "a\0b", "speaker": "b"}]], r"[0][0], text: expected text without NUL bytes; received 'a\x00b'"),
         (
             [[{"text": "a", "speaker": "b", "label": "dis"}]],
-            "[0][0].label: 'dis' is none of neu, fru, sad, ang, exc, hap; a turn of another kind has no label",
+            "[0][0], label: expected one of neu, fru, sad, ang, exc, hap; received 'dis'; leave the label of any other "
+            "emotion out",
         ),
-        ([[{"text": "a"}]], '[0][0]: expected an object with "speaker"'),
-        ([[{"text": "a", "speaker": str(i)} for i in range(11)]], "[0][10].speaker: more than 10 speakers"),
+        ([[{"text": "a"}]], '[0][0]: expected an object with "speaker"; received {'),
+        ([[{"text": "a", "speaker": str(i)} for i in range(11)]], "[0][10], speaker: expected at most 10 speakers"),
     ],
 )
 def test_a_fault_in_iemocap_is_named_by_its_place(tmp_path, content, place):
