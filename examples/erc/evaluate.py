@@ -111,21 +111,22 @@ def heads(weight: Array, bias: Array, counts: Array, temperature: float) -> dict
     def prototype_prior(train: Array, labels: Array, features: Array) -> Array:
         return prototype(train, labels, features) + log_prior
 
+    def fitted(classifier: Any, train: Array, labels: Array, features: Array) -> Array:
+        present = np.unique(labels)
+        if len(present) == 1:  # nothing to tell apart
+            return prototype(train, labels, features)
+        scores = classifier.fit(normalize(train), labels).predict_log_proba(normalize(features))
+        return all_classes(scores, present)
+
     def logistic(train: Array, labels: Array, features: Array) -> Array:
         present, sizes = np.unique(labels, return_counts=True)
-        if len(present) == 1:
-            return prototype(train, labels, features)
-        share = dict(zip(present.tolist(), counts[present] / sizes, strict=True))
-        fitted = LogisticRegression(C=LOGISTIC_C, class_weight=share, max_iter=2000).fit(normalize(train), labels)
-        return all_classes(fitted.predict_log_proba(normalize(features)), present)
+        weights = dict(zip(present.tolist(), counts[present] / sizes, strict=True))
+        return fitted(LogisticRegression(C=LOGISTIC_C, class_weight=weights, max_iter=2000), train, labels, features)
 
     def lda(train: Array, labels: Array, features: Array) -> Array:
-        present = np.unique(labels)
-        if len(present) == 1:
-            return prototype(train, labels, features)
-        priors = counts[present] / counts[present].sum()
-        fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
-        return all_classes(fitted.fit(normalize(train), labels).predict_log_proba(normalize(features)), present)
+        sizes = counts[np.unique(labels)]
+        classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=sizes / sizes.sum())
+        return fitted(classifier, train, labels, features)
 
     return {head.__name__: head for head in (linear, linear_adjusted, prototype, prototype_prior, logistic, lda)}
 

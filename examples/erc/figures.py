@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -25,19 +24,9 @@ def draw(arms: Sequence[Arm]) -> Iterator[tuple[str, str, Figure]]:
     yield "confusion", caption, confusion(arms, classes)
 
 
-def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, three in a row; the rest of the last row stays empty."""
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for empty in axes[count:]:
-        empty.set_visible(False)
-    return figure, axes[:count]
-
-
 def curves(arms: Sequence[Arm]) -> Figure:
-    figure, (axes,) = panels(1, 7.6, 3.4 + 0.12 * len(arms))
+    figure = Figure(figsize=(7.6, 3.4 + 0.12 * len(arms)), layout="constrained", facecolor="white")
+    axes = figure.subplots()
     for number, arm in enumerate(arms):
         length = min(len(run.history) for run in arm.runs)  # a run that stopped early ends the mean
         updates = [line["updates"] for line in arm.runs[0].history[:length]]
@@ -55,8 +44,12 @@ def curves(arms: Sequence[Arm]) -> Figure:
 
 
 def confusion(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
-    figure, axes = panels(len(arms), 1.6 + 0.62 * len(classes), 1.6 + 0.5 * len(classes))
-    for panel, arm in zip(axes, arms, strict=True):
+    columns = min(len(arms), 3)
+    rows = -(-len(arms) // columns)
+    size = columns * (1.6 + 0.62 * len(classes)), rows * (1.6 + 0.5 * len(classes))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    for number, arm in enumerate(arms, start=1):
+        panel = figure.add_subplot(rows, columns, number)
         counts = arm.confusion()
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         display = ConfusionMatrixDisplay(shares, display_labels=classes)

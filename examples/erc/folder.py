@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,6 @@ from .files import InputError
 from .settings import Settings, differences
 
 FIGURES = ("curves.png", "confusion.png")  # of a single run
-_RESUME = ("checkpoint-*", "best-*", "partial-*")  # what only an unfinished run needs
 
 
 class RunFolder:
@@ -84,10 +82,10 @@ class RunFolder:
         return self.path / f"best-{epoch:04d}.safetensors"
 
     def drop_checkpoints(self) -> None:
-        """A finished run needs none."""
-        for pattern in _RESUME:
+        """Removes what only an unfinished run needs."""
+        for pattern in ("checkpoint-*", "best-*", "partial-*"):
             for path in self.path.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()  # an earlier version made folders
+                path.unlink()
 
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""

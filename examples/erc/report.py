@@ -1,16 +1,16 @@
-"""What runs leave to read: predictions, a table of text, and one page with figures for a run or for many."""
+"""What finished runs leave to read: predictions, and a page of tables and figures for one run or for many."""
 
 from __future__ import annotations
 
 import csv
-import json
 import platform
 import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +89,25 @@ class Arm:
 
 def collect(roots: Iterable[Path]) -> list[Run]:
     """All finished runs in the folders or below them."""
-    found = []
-    for path in sorted({path.parent.resolve() for root in roots for path in root.rglob("result.json")}):
-        folder = RunFolder(path)
-        settings, result = folder.stored_settings(), folder.stored_result()
-        if settings is not None and result is not None:
-            found.append(Run(folder, settings, result, folder.history()))
-    return found
+    paths = sorted({path.parent.resolve() for root in roots for path in root.rglob("result.json")})
+    stored = [(folder, folder.stored_settings(), folder.stored_result()) for folder in map(RunFolder, paths)]
+    return [Run(folder, settings, result, folder.history()) for folder, settings, result in stored if settings]
 
 
 def by_dataset(runs: Sequence[Run]) -> dict[tuple[str, str], list[Arm]]:
     """Arms by dataset and encoder, the best on dev first."""
-    groups: dict[tuple[str, str], dict[tuple[Any, ...], dict[int, Run]]] = {}
-    for run in runs:
-        arm = tuple(getattr(run.settings, name) for name in names() if name != "seed")
+    groups: dict[tuple[str, str], dict[Settings, dict[int, Run]]] = {}
+    for run in sorted(runs, key=lambda run: run.settings.seed):
         arms = groups.setdefault((run.settings.dataset, encoder_name(run.settings)), {})
-        arms.setdefault(arm, {})[run.settings.seed] = run
-    return {key: _arms([tuple(a[seed] for seed in sorted(a)) for a in arms.values()]) for key, arms in groups.items()}
+        arms.setdefault(replace(run.settings, seed=0), {})[run.settings.seed] = run
+    found = {}
+    for key, members in groups.items():
+        arms = [Arm(label(settings, members), tuple(own.values())) for settings, own in members.items()]
+        found[key] = sorted(arms, key=lambda arm: -statistics.fmean(arm.scores("dev", arm.head, "weighted_f1")))
+    return found
 
 
-def _arms(groups: Sequence[tuple[Run, ...]]) -> list[Arm]:
-    arms = [Arm(label(runs[0].settings, [other[0].settings for other in groups]), runs) for runs in groups]
-    return sorted(arms, key=lambda arm: -statistics.fmean(arm.scores("dev", arm.head, "weighted_f1")))
-
-
-def label(settings: Settings, all_settings: Sequence[Settings]) -> str:
+def label(settings: Settings, all_settings: Iterable[Settings]) -> str:
     """A name for an arm among others: method, curriculum, and the other settings in which the arms differ."""
     weight = settings.contrastive_weight
     name = METHODS[settings.objective] + ("" if weight is None else f" x {weight:g} + cross-entropy")
@@ -149,11 +143,6 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
             file = f"{name}.png" if len(groups) == 1 else f"{name}-{number + 1}.png"
             atomically(output / file, partial(figure.savefig, dpi=150))
             lines += [f"![{caption}]({file})", "", caption, ""]
-        lines += ["Settings that differ from the defaults:", ""]
-        lines += [f"- {arm.label}: {', '.join(changes(arm))}" for arm in arms]
-        lines += [""]
-    made = sorted({json.dumps(run.result["environment"]) for run in runs})
-    lines += ["Made on:", "", *(f"- {text}" for text in made), ""]
     write_text(output / "report.md", "\n".join(lines))
 
 
@@ -171,11 +160,9 @@ def _scores(arms: Sequence[Arm]) -> str:
 def _heads(arms: Sequence[Arm]) -> str:
     rows = [("weighted-F1 by head, dev / test", *HEADS)]
     for arm in arms:
-        means = [
-            [100 * statistics.fmean(arm.scores(split, head, "weighted_f1")) for split in ("dev", "test")]
-            for head in HEADS
-        ]
-        rows.append((arm.label, *(f"{dev:.2f} / {test:.2f}" for dev, test in means)))
+        pairs = [[arm.scores(split, head, "weighted_f1") for split in ("dev", "test")] for head in HEADS]
+        means = (f"{100 * statistics.fmean(dev):.2f} / {100 * statistics.fmean(test):.2f}" for dev, test in pairs)
+        rows.append((arm.label, *means))
     return table(rows)
 
 
@@ -198,41 +185,31 @@ def _differences(arms: Sequence[Arm]) -> str:
 
 def difference(one: Arm, other: Arm) -> dict[str, float] | None:
     """`paired_bootstrap` of two arms on test, each with its own head; None without a common seed or test set."""
-    pairs = {run.settings.seed: run for run in other.runs}
-    common = [(run, pairs[run.settings.seed]) for run in one.runs if run.settings.seed in pairs]
-    turns = [[(row["dialogue"], row["utterance"]) for row in run.test] for pair in common for run in pair]
-    if not common or any(other != turns[0] for other in turns):
+    others = {run.settings.seed: run for run in other.runs}
+    pairs = [(run, others[run.settings.seed]) for run in one.runs if run.settings.seed in others]
+    test_sets = {tuple((row["dialogue"], row["utterance"]) for row in run.test) for pair in pairs for run in pair}
+    if len(test_sets) != 1:
         return None
-    rows = common[0][0].test
-    classes = one.classes
 
-    def guesses(runs: Sequence[Run], head: str) -> np.ndarray:
-        return np.array([[classes.index(row[head]) for row in run.test] for run in runs])
+    def column(run: Run, name: str) -> list[int]:
+        return [one.classes.index(row[name]) for row in run.test]
 
-    gold, dialogues = np.array([classes.index(row["gold"]) for row in rows]), [row["dialogue"] for row in rows]
-    ours, theirs = (guesses(runs, arm.head) for runs, arm in zip(zip(*common, strict=True), (one, other), strict=True))
-    return {"seeds": len(common), **paired_bootstrap(gold, ours, theirs, dialogues, len(classes))}
-
-
-def changes(arm: Arm) -> list[str]:
-    """The settings of an arm that are not the defaults."""
-    values = {**asdict(arm.settings), "encoder": encoder_name(arm.settings)}
-    return [f"{name} {value}" for name, value in values.items() if name != "seed" and value != getattr(Settings, name)]
+    gold = np.array(column(pairs[0][0], "gold"))
+    ours = np.array([column(run, one.head) for run, _ in pairs])
+    theirs = np.array([column(run, other.head) for _, run in pairs])
+    dialogues = [row["dialogue"] for row in pairs[0][0].test]
+    return {"seeds": len(pairs), **paired_bootstrap(gold, ours, theirs, dialogues, len(one.classes))}
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One record for each run: its arm, its folder and what result.json holds, except for the machine."""
-    return [
-        {
-            "arm": arm.label,
-            "folder": run.folder.path.name,
-            **{name: value for name, value in run.result.items() if name != "environment"},
-            "encoder": encoder_name(run.settings),
-        }
-        for arms in by_dataset(runs).values()
-        for arm in arms
-        for run in arm.runs
-    ]
+    records = []
+    for arm in chain.from_iterable(by_dataset(runs).values()):
+        for run in arm.runs:
+            record = {"arm": arm.label, "folder": run.folder.path.name, **run.result}
+            records.append({**record, "encoder": encoder_name(run.settings)})
+            del records[-1]["environment"]
+    return records
 
 
 def spread(values: Sequence[float]) -> str:
@@ -277,30 +254,18 @@ def summary(folder: str | Path) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and, in a checkout, the commit."""
+    """Versions, machine and, in a checkout, the commit, with a plus where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # git is not installed
+        commit = ""
     return {
-        "commit": _commit(),
+        "commit": commit or None,
         "spcl-loss": spcl_loss.__version__,
         "python": platform.python_version(),
         **{package.__name__: package.__version__ for package in (torch, transformers, accelerate, sklearn)},
-        "processor": _processor(),
+        "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with a plus where files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

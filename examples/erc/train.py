@@ -124,7 +124,10 @@ class Training:
         self.data = Epochs(settings, inputs["train"], accelerator.num_processes, accelerator.process_index)
         labels = [sample.label for sample in self.data.own]
         self.class_counts = np.bincount(labels, minlength=num_classes)
-        self.class_weights = self.balanced_weights() if settings.class_weights else None
+        self.class_weights = None
+        if settings.class_weights:  # inverse class sizes, 1 on average over the samples
+            counts = torch.from_numpy(self.class_counts).float()
+            self.class_weights = (counts.sum() / (counts > 0).sum() / counts.clamp_min(1)).to(accelerator.device)
         self.reference = [self.data.own[i] for i in reference_samples(labels, settings.reference_turns, settings.seed)]
 
         self.progress = Progress()
@@ -318,12 +321,6 @@ class Training:
         return result
 
     # Small things.
-
-    def balanced_weights(self) -> Tensor:
-        """(C,) inverse class sizes, 1 on average over the samples; 0 for a class without any."""
-        counts = torch.from_numpy(self.class_counts).float()
-        weights = counts.sum() / (counts > 0).sum() / counts
-        return torch.where(counts > 0, weights, 0.0).to(self.accelerator.device)
 
     def save(self) -> None:
         """Writes a checkpoint."""
