@@ -6,9 +6,7 @@ examples:
   accelerate launch examples/erc_emorynlp.py          on all GPUs of the machine
 """
 
-import sys
-
 from erc.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(dataset="EmoryNLP", description=__doc__))
+    raise SystemExit(main(dataset="EmoryNLP", description=__doc__))

@@ -8,9 +8,7 @@ examples:
   accelerate launch examples/erc_iemocap.py               on all GPUs of the machine
 """
 
-import sys
-
 from erc.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(dataset="IEMOCAP", description=__doc__))
+    raise SystemExit(main(dataset="IEMOCAP", description=__doc__))

@@ -7,9 +7,7 @@ examples:
   accelerate launch examples/erc_meld.py          on all GPUs of the machine
 """
 
-import sys
-
 from erc.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(dataset="MELD", description=__doc__))
+    raise SystemExit(main(dataset="MELD", description=__doc__))

@@ -11,9 +11,7 @@ examples:
   python examples/erc_own.py --data-dir mine --preset smoke         to see that it runs
 """
 
-import sys
-
 from erc.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(dataset="own", description=__doc__))
+    raise SystemExit(main(dataset="own", description=__doc__))

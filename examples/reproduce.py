@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erc.command import Parser, default_preset
-from erc.data import Corpus, load_corpus
+from erc.command import Parser, default_preset, exit_code
+from erc.data import load_corpus
 from erc.files import InputError
 from erc.folder import RunFolder, write_json
 from erc.practice import PRACTICE
@@ -46,16 +45,7 @@ ARMS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is still to do, and reports. Returns the exit code: 2 for unusable input, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
-    try:
-        RunFolder(arguments.output).check()
-        report(arguments.report, arguments.output) if arguments.report else _run(arguments)
-    except ValueError as error:  # an InputError, or an unclosed quote in --arm
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _run(arguments), "the same command continues")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    RunFolder(arguments.output).check()
+    if arguments.report:
+        return report(arguments.report, arguments.output)
     arms = {name: ARMS[name] for name in arguments.arms}
     for own in arguments.arm:
         name, equals, options = own.partition("=")
@@ -87,7 +80,10 @@ def _run(arguments: argparse.Namespace) -> None:
     runs = grid(datasets, arms, arguments.seeds, arguments.preset or default_preset(), arguments.options)
     root = arguments.data_root
     corpora = {name: load_corpus(name, root / name.lower() if root else None) for name in datasets}
-    for number, (name, result) in enumerate(do(runs, arguments.output / "runs", corpora), start=1):
+    from erc.train import train  # imported late: torch takes seconds
+
+    for number, (name, settings) in enumerate(runs.items(), start=1):
+        result = train(settings, corpora[settings.dataset], arguments.output / "runs" / name, resume=True)
         dev, test = (result[split][result["selected_by"]]["weighted_f1"] for split in ("dev", "test"))
         print(f"[{number}/{len(runs)}] {name}: dev {dev:.4f}, test {test:.4f}", flush=True)
     report([arguments.output / "runs"], arguments.output)
@@ -109,19 +105,23 @@ def report(roots: Sequence[Path], output: Path) -> None:
 def grid(
     datasets: Sequence[str], arms: dict[str, str], seeds: Sequence[int], preset_name: str, common: Sequence[str]
 ) -> dict[str, Settings]:
-    """The runs by name, seed by seed, so that an unfinished comparison has all arms."""
-    runs = {}
-    for seed in seeds:
-        for arm, options in arms.items():
-            for dataset in datasets:
-                name = f"{dataset.lower().replace(' ', '-')}_{arm}_{seed}"
-                runs[name] = arm_settings(options, preset_name, dataset, seed, common)
-    return runs
+    """The settings of every run by its name. Seeds come first, so that an unfinished comparison has all arms."""
+    return {
+        f"{dataset.lower().replace(' ', '-')}_{arm}_{seed}": arm_settings(options, preset_name, dataset, seed, common)
+        for seed in seeds
+        for arm, options in arms.items()
+        for dataset in datasets
+    }
 
 
 def arm_settings(options: str, preset_name: str, dataset: str, seed: int, common: Sequence[str] = ()) -> Settings:
-    """The settings of one run: the preset, changed by the common options, changed by the arm's own."""
-    own = _read(shlex.split(options))
+    """The settings of one run: those of the preset, then the common options, then the arm's own."""
+    try:
+        own = _read(shlex.split(options))
+    except ValueError as error:  # an unclosed quote
+        raise InputError(
+            f"the options of an arm must be as on a command line; received {options!r}: {error}"
+        ) from error
     if own.get("objective", "spcl") != "spcl":
         own = {"easy_threshold": None, **own}  # the paper preset's threshold is SPCL's
     settings = Settings(dataset=dataset, **{**preset(preset_name, dataset), **_read(common), **own, "seed": seed})
@@ -136,13 +136,5 @@ def _read(options: Sequence[str]) -> dict[str, Any]:
     return given(parser.parse_args(options))
 
 
-def do(runs: dict[str, Settings], root: Path, corpora: dict[str, Corpus]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Does what is still to do, and yields each run's result when it is there, those of finished runs too."""
-    from erc.train import train
-
-    for name, settings in runs.items():
-        yield name, train(settings, corpora[settings.dataset], root / name, resume=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -50,28 +50,27 @@ class Epochs:
         return drawn if self.settings.curriculum == "all" else drawn[: max(1, len(drawn) // 2)]
 
     def needs_pass(self, epoch: int) -> bool:
-        """Whether the epoch begins with an encoding of its samples: the first one does, and with a curriculum others.
+        """Whether the epoch begins with a pass that encodes its samples.
 
-        Before every second epoch, the difficulties seen in training steps serve as well and cost nothing.
+        The first one does, and with a curriculum the others too. But before every second epoch the difficulties seen in
+        training steps serve as well, where there are any, and cost nothing.
         """
-        if epoch == 0 or self.settings.curriculum != "on":
-            return epoch == 0
-        return not self.observes or epoch % 2 == 0
+        return epoch == 0 or (self.settings.curriculum == "on" and not (self.observes and epoch % 2 == 1))
 
     @property
     def observes(self) -> bool:
-        """Whether training steps tell difficulties. One of several processes would know those of its own steps only."""
+        """Whether training steps give difficulties too. With several processes, each would know only its own steps."""
         return self.settings.curriculum == "on" and not self.settings.as_authors and self.processes == 1
 
     def observed(self) -> Tensor | None:
-        """(n,) difficulties from the last training steps; a query about a past turn has the turn's own."""
+        """(n,) difficulties from the last training steps. A query about a past turn has the difficulty of that turn."""
         if self.sampler is None:
             return None
         own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.own)}
         return self.sampler.difficulty[[own[sample.dialogue, sample.turn] for sample in self.samples]]
 
     def batches(self) -> list[list[int]]:
-        """This process's share of the epoch's batches, as places in `samples`; each process has as many."""
+        """This process's share of the epoch's batches, as places in `samples`. All processes have equally many."""
         settings, drawn = self.settings, self.indices.tolist()
         if settings.as_authors:
             batches = full_batches(drawn, settings.batch_size)
@@ -98,13 +97,13 @@ def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size
 
 
 def full_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches in the order of the samples, of `batch_size` each; what is left over is dropped, as the authors do."""
+    """Batches of exactly `batch_size`, in the order of the samples. As in the authors' code, the rest is dropped."""
     count = max(1, len(indices) // batch_size)
     return [list(indices[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
 
 
 def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
-    """Batches of like length for a pass in any order; the longest comes first, so that memory fails at once."""
+    """Batches of like length for a pass in any order. The longest comes first, so that a lack of memory shows early."""
     groups = share_inputs(samples, range(len(samples)))
     groups.sort(key=lambda group: -_length(samples, group))
     return [list(chain.from_iterable(batch)) for batch in _cut(groups, batch_size)]

@@ -1,4 +1,4 @@
-"""A run's checkpoints: one file each, which holds all that the run continues from."""
+"""A run's checkpoints. Each is one file with everything that the run needs to continue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = "spcl-erc 3"
 
 @dataclass
 class Progress:
-    """How far a run has come: what a checkpoint needs beside weights, memory, sampler and random states."""
+    """How far a run has come. A checkpoint holds it beside weights, memory, sampler and random states."""
 
     epoch: int = 0
     batch: int = 0  # within the epoch
@@ -34,9 +34,9 @@ class Progress:
 
 
 def save_checkpoint(folder: RunFolder, progress: Progress, parts: dict[str, Any], accelerator: Accelerator) -> None:
-    """Writes metrics.jsonl and a checkpoint. A process that is killed meanwhile leaves the checkpoint before.
+    """Writes metrics.jsonl and a checkpoint. If the process is killed meanwhile, the previous checkpoint remains.
 
-    All processes hold the `parts` alike, and each part has a state dict.
+    Every part has a state dict, and is the same in all processes.
     """
     # Dropout reads these generators. Everything else that is random depends on seed and epoch alone.
     random = {"cpu": torch.get_rng_state()}
@@ -73,12 +73,11 @@ def restore_checkpoint(path: Path, progress: Progress, parts: dict[str, Any], ac
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU; a file that is broken off or something else is an InputError."""
-    remedy = "begin anew with --overwrite"
+    """What a checkpoint holds, on the CPU. An incomplete or unknown file is an InputError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} cannot be read, it is broken off or no checkpoint; {remedy}") from error
+        state = error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(f"{path} is no checkpoint of these examples, format {FORMAT!r}; {remedy}")
+        raise InputError(f"{path} is no whole checkpoint of format {FORMAT!r}; begin anew with --overwrite")
     return state

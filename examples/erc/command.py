@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +22,7 @@ EXPECTED = {"MELD": 59}
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints the reason of an error alone; `--help` has the rest."""
+    """Prints an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
@@ -32,13 +32,19 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
     """Parses, trains, prints the result. Returns the exit code: 2 for unusable input, 130 after Ctrl-C."""
     arguments = _parser(description).parse_args(argv)
     output = arguments.output or Path("runs") / time.strftime(f"{dataset.lower()}-%Y%m%d-%H%M%S")
+    continues = f"to continue, run the same script with --resume --output {output}"
+    return exit_code(lambda: _run(dataset, output, arguments), continues)
+
+
+def exit_code(run: Callable[[], object], continues: str) -> int:
+    """Calls `run`. Unusable input and Ctrl-C become a line of text and an exit code."""
     try:
-        _run(dataset, output, arguments)
+        run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted; to continue, run the same script with --resume --output {output}", file=sys.stderr)
+        print(f"\ninterrupted; {continues}", file=sys.stderr)
         return 130
     return 0
 
@@ -51,11 +57,11 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder with the dataset's files")
     practice = parser.add_mutually_exclusive_group()
     practice.add_argument("--practice", action="store_true", help="train on the practice corpus, which needs no data")
-    practice.add_argument("--or-practice", action="store_true", help="do so if the dataset cannot be had")
+    practice.add_argument("--or-practice", action="store_true", help="do so if the dataset cannot be found")
     parser.add_argument(
         "--preset",
         choices=list(PRESETS),
-        help="what the settings below begin with (default: gpu where there is one, else cpu)",
+        help="the values of the options below that are not given (default: gpu where there is one, else cpu)",
     )
     add_options(parser)
     return parser
@@ -75,7 +81,7 @@ def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
         if settings.limit is not None:
             print(f"only the first {settings.limit} dialogues of each split: a trial, whose scores say nothing")
 
-    from .report import summary  # these import torch, which takes seconds, and no fault so far has needed it
+    from .report import summary  # imported late: torch takes seconds, and the errors above do not need it
     from .train import train
 
     train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
@@ -91,10 +97,8 @@ def _corpus(dataset: str, arguments: argparse.Namespace) -> Corpus:
     except NoDataError as error:
         if not arguments.or_practice:
             raise
-        print(
-            f"{error}\nThis run uses the practice corpus instead; its scores say nothing about {dataset}.",
-            file=sys.stderr,
-        )
+        advice = f"This run uses the practice corpus instead; its scores say nothing about {dataset}."
+        print(f"{error}\n{advice}", file=sys.stderr)
         return load_corpus(PRACTICE)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TypeAlias
 
 from .files import InputError, Source, locate, read_csv, read_json, warn_of_changes
 
@@ -74,7 +73,7 @@ def plain_text(text: str) -> str:
 
 # Each dataset has a reader. It yields the turns of a file in the order of the file, each with its dialogue's name and
 # its position in the spoken order. `read_split` groups them.
-Spoken: TypeAlias = tuple[str, int, Turn]
+Spoken = tuple[str, int, Turn]
 
 
 def read_split(path: Path, read: Callable[[Path], Iterable[Spoken]]) -> tuple[Dialogue, ...]:
@@ -122,9 +121,8 @@ def read_iemocap(path: Path) -> Iterator[Spoken]:
                     raise turn["speaker"].fault(f"at most {len(NEUTRAL_NAMES)} speakers in a dialogue")
                 names[speaker] = NEUTRAL_NAMES[len(names)]
             text = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn["text"].text())).split())
-            label = None
-            if turn.content.get("label") is not None:
-                label = turn["label"].index(IEMOCAP_CODES, "; leave the label of any other emotion out")
+            remedy = "; leave the label of any other emotion out"
+            label = turn["label"].index(IEMOCAP_CODES, remedy) if "label" in turn else None
             yield str(number), position, Turn(str(position), names[speaker], text, label)
 
 

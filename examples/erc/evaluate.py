@@ -1,4 +1,4 @@
-"""Encoding whole splits, the heads that classify what was encoded, their scores, and intervals of differences."""
+"""Scoring: encoding a split, the heads that classify it, their scores, and intervals of differences between arms."""
 
 from __future__ import annotations
 
@@ -6,33 +6,30 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import normalize
-from torch import Tensor
 from tqdm import tqdm
 
 from .batches import longest_first
 from .files import InputError
 from .inputs import Sample, collate
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 Array = np.ndarray[Any, np.dtype[Any]]
 Head = Callable[[Array, Array, Array], Array]
-LOGISTIC_C = 10.0  # scikit-learn's inverse strength of regularisation
+Guesses = dict[str, dict[str, Array]]  # by split and head: the predicted class of each sample
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The n samples of a split as the model sees them, in their own order."""
+    """The representations of n samples, in the order of the samples."""
 
     features: Array  # (n, D)
     labels: Array  # (n,)
@@ -42,16 +39,16 @@ def encode(
     model: torch.nn.Module, samples: Sequence[Sample], accelerator: Accelerator, *, padding: int, batch_size: int,
     what: str,
 ) -> Encoded:  # fmt: skip
-    """One pass over `samples` in evaluation mode, shared among the processes; every process gets all of it."""
+    """Encodes `samples` in evaluation mode. The processes share the work, and each gets all representations."""
     batches = longest_first(samples, batch_size)
     # With more processes than batches, the surplus processes repeat the last batch.
     own = batches[accelerator.process_index :: accelerator.num_processes] or batches[-1:]
-    features: list[Tensor] = []
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in progress_bar(own, desc=f"encoding {what}", unit="batch", shown=accelerator.is_main_process):
-            features.append(model(collate([samples[i] for i in batch], padding).to(accelerator.device))[0].cpu())
+        bar = progress_bar(own, desc=f"encoding {what}", unit="batch", shown=accelerator.is_main_process)
+        inputs = (collate([samples[i] for i in batch], padding).to(accelerator.device) for batch in bar)
+        features = [model(batch)[0].cpu() for batch in inputs]
     model.train(was_training)
     everyones = gather_object(list(zip(own, features, strict=True)))
     ordered = torch.empty(len(samples), features[0].shape[1])
@@ -64,13 +61,12 @@ def encode(
 
 def progress_bar(*arguments: Any, shown: bool, **options: Any) -> tqdm[Any]:
     """A bar that clears when it is full. Off a terminal it prints a line every ten seconds."""
-    interval = 0.2 if sys.stderr.isatty() else 10
-    delay = 0 if sys.stderr.isatty() else interval
-    return tqdm(*arguments, leave=False, mininterval=interval, delay=delay, disable=not shown, **options)
+    timing = {"mininterval": 0.2} if sys.stderr.isatty() else {"mininterval": 10, "delay": 10}
+    return tqdm(*arguments, leave=False, disable=not shown, **timing, **options)
 
 
 def reference_samples(labels: Sequence[int], per_class: int | None, seed: int) -> list[int]:
-    """Places of at most `per_class` random samples of each class, the same whenever they are asked for."""
+    """The places of at most `per_class` random samples of each class. The same seed gives the same places."""
     generator = np.random.default_rng(seed)
     chosen = []
     for label in sorted(set(labels)):
@@ -82,16 +78,16 @@ def reference_samples(labels: Sequence[int], per_class: int | None, seed: int) -
 def heads(weight: Array, bias: Array, counts: Array, temperature: float) -> dict[str, Head]:
     """Every head by its name: a function of train features (m, D), train labels (m,) and features (n, D).
 
-    It returns scores (n, C). `weight` (C, D) and `bias` (C,) are those of the trained linear head, `counts` (C,) the
-    sizes of the classes in the training set. The train features may hold at most so many of a class, so fitted heads
-    get the true class sizes back as weights or priors.
+    It returns scores (n, C). `weight` (C, D) and `bias` (C,) belong to the trained linear head. `counts` (C,) are the
+    class sizes of the training set. The train features may be a part of it with other class sizes, so fitted heads take
+    the true sizes as weights or priors.
     """
     classes = len(counts)
     with np.errstate(divide="ignore"):
         log_prior = np.log(counts / counts.sum())
 
     def all_classes(scores: Array, present: Array) -> Array:
-        """A class that is not among the train features cannot be predicted."""
+        """Scores (n, C) in which a class without train features has -inf."""
         full = np.full((len(scores), classes), -np.inf)
         full[:, present] = scores
         return full
@@ -121,7 +117,7 @@ def heads(weight: Array, bias: Array, counts: Array, temperature: float) -> dict
     def logistic(train: Array, labels: Array, features: Array) -> Array:
         present, sizes = np.unique(labels, return_counts=True)
         weights = dict(zip(present.tolist(), counts[present] / sizes, strict=True))
-        return fitted(LogisticRegression(C=LOGISTIC_C, class_weight=weights, max_iter=2000), train, labels, features)
+        return fitted(LogisticRegression(C=10.0, class_weight=weights, max_iter=2000), train, labels, features)
 
     def lda(train: Array, labels: Array, features: Array) -> Array:
         sizes = counts[np.unique(labels)]

@@ -18,10 +18,8 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "h")
 
 def draw(arms: Sequence[Arm]) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that there is to show; every figure shows all arms."""
-    classes = arms[0].classes
     yield "curves", "Dev weighted-F1 of the selecting head after each epoch. Band: all seeds.", curves(arms)
-    caption = "Test turns, selecting head, all seeds: share of the true class."
-    yield "confusion", caption, confusion(arms, classes)
+    yield "confusion", "Test turns, selecting head, all seeds: share of the true class.", confusion(arms)
 
 
 def curves(arms: Sequence[Arm]) -> Figure:
@@ -43,7 +41,8 @@ def curves(arms: Sequence[Arm]) -> Figure:
     return figure
 
 
-def confusion(arms: Sequence[Arm], classes: Sequence[str]) -> Figure:
+def confusion(arms: Sequence[Arm]) -> Figure:
+    classes = arms[0].classes
     columns = min(len(arms), 3)
     rows = -(-len(arms) // columns)
     size = columns * (1.6 + 0.62 * len(classes)), rows * (1.6 + 0.5 * len(classes))

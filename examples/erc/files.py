@@ -1,4 +1,4 @@
-"""A dataset's files: where they are found, how they are downloaded, and how their values are read with named faults."""
+"""A dataset's files: finding them, downloading them, and reading them with errors that name the place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,17 +52,19 @@ def locate(source: Source, data_dir: str | Path | None = None) -> Path:
     for place in ([Path(shared) / source.folder] if shared else []) + [cache]:
         if not source.missing(place):
             return place
-    if source.url is None:
-        raise NoDataError(_remedy(source, cache, "is not on this machine and cannot be downloaded"))
-    try:
-        for name, expected in source.files.items():
-            download(f"{source.url}/{name}", cache / name, expected)
-    except (OSError, http.client.HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        what = f"is not on this machine and could not be downloaded ({reason})"
-        raise NoDataError(_remedy(source, cache, what)) from error
-    print(f"downloaded {source.name} into {cache}", file=sys.stderr)
-    return cache
+    reason = "cannot be downloaded"
+    if source.url is not None:
+        try:
+            for name, expected in source.files.items():
+                download(f"{source.url}/{name}", cache / name, expected)
+            print(f"downloaded {source.name} into {cache}", file=sys.stderr)
+            return cache
+        except (OSError, http.client.HTTPException) as error:
+            reason = f"could not be downloaded ({error})"
+    raise NoDataError(
+        f"{source.name} is not on this machine and {reason}: {source.obtain} and put {', '.join(source.files)} into "
+        f"{cache}, or name their folder with --data-dir, or run with --practice, which needs no data."
+    )
 
 
 def download(url: str, target: Path, expected: str) -> None:
@@ -95,13 +96,6 @@ def warn_of_changes(source: Source, folder: Path) -> None:
         print(f"warning: not the published version of {source.name}: {', '.join(changed)} in {folder}", file=sys.stderr)
 
 
-def _remedy(source: Source, cache: Path, what: str) -> str:
-    return (
-        f"{source.name} {what}: {source.obtain} and put {', '.join(source.files)} into {cache}, or name their folder "
-        "with --data-dir, or run with --practice, which needs no data."
-    )
-
-
 class Value:
     """A part of a dataset's file. Its faults say file and place, what was expected there, and what was received."""
 
@@ -112,6 +106,9 @@ class Value:
         if not isinstance(self.content, dict) or key not in self.content:
             raise self.fault(f'an object with "{key}"')
         return Value(self.content[key], f"{self.place}, {key}")
+
+    def __contains__(self, key: str) -> bool:
+        return isinstance(self.content, dict) and self.content.get(key) is not None
 
     def __iter__(self) -> Iterator[Value]:
         if not isinstance(self.content, list):

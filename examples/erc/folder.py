@@ -1,4 +1,4 @@
-"""A run's folder: nothing in it is ever half written, and an interrupted run goes on from its last checkpoint."""
+"""A run's folder. No file in it is ever half written, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import InputError
-from .settings import Settings, differences
+from .settings import NAMES, Settings
 
 FIGURES = ("curves.png", "confusion.png")  # of a single run
 
@@ -34,7 +34,7 @@ class RunFolder:
                 raise InputError(f"{place} is a file: --output must name a folder")
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder, or takes up the run that it holds. InputError: it must not or cannot."""
+        """Makes the folder, or takes up the run that it holds. InputError where that is not allowed or not possible."""
         self.check()
         if overwrite and not resume:
             self.clear()
@@ -50,10 +50,12 @@ class RunFolder:
                 f"{self.path} already holds a run: --resume continues it, --overwrite replaces it, "
                 "--output names another folder"
             )
-        elif different := differences(stored, settings):
+        elif stored != settings:
+            pairs = ((name, getattr(stored, name), getattr(settings, name)) for name in NAMES)
+            changed = ", ".join(f"{name} ({before!r}, now {now!r})" for name, before, now in pairs if before != now)
             raise InputError(
-                f"{self.path} holds a run of other settings: {', '.join(different)}; leave these options "
-                "as they were, or name another folder with --output"
+                f"{self.path} holds a run of other settings: {changed}; leave these options as they were, or name "
+                "another folder with --output"
             )
 
     def stored_settings(self) -> Settings | None:
@@ -70,11 +72,11 @@ class RunFolder:
         return json.loads(self.result.read_text(encoding="utf-8")) if self.result.exists() else None
 
     def history(self) -> list[dict[str, Any]]:
-        """What each finished epoch left in metrics.jsonl."""
+        """The lines of metrics.jsonl, one for each finished epoch."""
         return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
     def checkpoints(self) -> list[Path]:
-        """The newest comes last."""
+        """Its checkpoints, the newest last."""
         return sorted(self.path.glob("checkpoint-*"))
 
     def best_of(self, epoch: int) -> Path:
@@ -96,7 +98,7 @@ class RunFolder:
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a file beside `path`, then puts it in its place: `path` is whole or absent at any time."""
+    """Lets `write` fill another file, then renames it to `path`: at any time `path` is complete or absent."""
     partial = path.with_name(f"partial-{path.name}")
     write(partial)
     flush(partial)

@@ -44,10 +44,9 @@ class Sample:
 class Windows:
     """A split's dialogues, tokenised once: `[CLS] speaker: text [SEP] speaker: text [SEP] ...`.
 
-    A turn is the mean of its own tokens, which see it and what was said before. So one encoding of a stretch serves all
-    its turns, as causally as a prompt for each would, and takes a fraction of the tokens. A dialogue of more than
-    `max_length` tokens goes on in a further window. That begins with `context_turns` of the turns before, as far as
-    they fit into half of it.
+    The mean of a turn's own tokens represents it. They see the turn itself and those before it, never a later one, so
+    one encoding serves all turns of a window. A dialogue of more than `max_length` tokens takes several windows. A
+    further window repeats up to `context_turns` of the turns before, as far as they fit into half of it.
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
@@ -64,7 +63,7 @@ class Windows:
         return list(self.samples)
 
     def past_queries(self, generator: torch.Generator) -> list[Sample]:
-        """None: every turn of a window is asked for already."""
+        """None, since every turn of a window has its sample already."""
         return []
 
     def _samples(self, dialogue: Dialogue, said: list[list[int]]) -> Iterator[Sample]:
@@ -102,8 +101,8 @@ class Prompts:
     """The SPCL authors' inputs, one for each turn, tokenised once.
 
     `[CLS] speaker:text [SEP] ... For utterance: speaker:text [SEP] speaker feels [MASK] [SEP]`: up to `context_turns`
-    before, the turn itself, then the question. Text and cuts are those of the authors' code. Turns are left out, oldest
-    first, until turns and question seem to fit; what is still too long loses its beginning.
+    before, the turn itself, then the question. Text and truncation are those of the authors' code: the oldest turns are
+    left out until the rest is estimated to fit, and an input that is still too long loses its beginning.
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
@@ -124,9 +123,9 @@ class Prompts:
         return [self._sample(d, turn, turn) for d, turn in self._labelled()]
 
     def past_queries(self, generator: torch.Generator) -> list[Sample]:
-        """For a random fifth of the turns from a dialogue's fifth on: the question is about an earlier turn shown.
+        """Samples that ask about an earlier turn, for a random fifth of the turns from a dialogue's fifth turn on.
 
-        Their number depends on the dialogues only, never on the draw, so that every epoch has as many samples.
+        Their number does not depend on the draw, so that every epoch has equally many samples.
         """
         may_ask = [(d, turn, self._labelled_before(d, turn)) for d, turn in self._labelled() if turn > 3]
         may_ask = [option for option in may_ask if option[2]]
@@ -147,7 +146,7 @@ class Prompts:
         return [i for i in range(self._first_shown(d, turn), turn) if self.dialogues[d].turns[i].label is not None]
 
     def _first_shown(self, d: int, turn: int) -> int:
-        """The oldest turn shown. However little room there is, one turn before stays; the cut decides about it."""
+        """The oldest turn shown. At least one turn before stays, however little room there is; `_sample` may cut it."""
         said, first = self.said[d], 0
         shown = sum(map(len, said[: turn + 1])) + len(said[turn]) + 8  # their estimate of the question's length
         while first < turn - 1 and shown > self.max_length:
@@ -197,18 +196,18 @@ class Batch:
 
     @property
     def visible(self) -> Tensor:
-        """What is seen: by all tokens of an input (R, L), or by each of them (R, L, L). Padding never is."""
+        """Which tokens are seen, by all tokens of an input (R, L) or by each of them (R, L, L). Padding never is."""
         if self.by_turn:
             return self.turns[:, None, :] <= self.turns[:, :, None]
         return self.turns < AFTER_ALL
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device) -> Batch:
         parts = (self.input_ids, self.turns, self.tokens, self.offsets, self.labels)
-        return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts), by_turn=self.by_turn)
+        return Batch(*(part.to(device) for part in parts), by_turn=self.by_turn)
 
 
 def collate(samples: Sequence[Sample], padding: int) -> Batch:
-    """A batch no wider than its longest member needs; each input is in it once."""
+    """A batch that is no longer than its members need. An input that samples share is in it once."""
     groups = share_inputs(samples, range(len(samples)))
     row = {index: r for r, group in enumerate(groups) for index in group}
     inputs = [samples[group[0]].input for group in groups]

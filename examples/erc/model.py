@@ -29,7 +29,7 @@ def packaged_minilm() -> Path:
 
 
 def load_encoder(settings: Settings) -> tuple[Any, Any]:
-    """Tokenizer and transformer of `settings.encoder`; nothing is fetched for the packaged one or for a folder."""
+    """Tokenizer and transformer of `settings.encoder`. Only a Hugging Face id is downloaded."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -39,9 +39,8 @@ def load_encoder(settings: Settings) -> tuple[Any, Any]:
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
         if not settings.as_authors:  # dropout in attention costs time and, as far as we measured, gains nothing
-            for option in ("attention_probs_dropout_prob", "attention_dropout"):
-                if hasattr(config, option):
-                    setattr(config, option, 0.0)
+            names = ("attention_probs_dropout_prob", "attention_dropout")
+            config.update({name: 0.0 for name in names if hasattr(config, name)})
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
         # On a CPU and with inputs as short as these, plain attention is the faster one.
         attention = "sdpa" if torch.cuda.is_available() else "eager"
@@ -56,7 +55,7 @@ def load_encoder(settings: Settings) -> tuple[Any, Any]:
 
 
 class EmotionModel(nn.Module):
-    """Transformer and linear head, for BCL and EACL with prototypes (C, D) that it learns."""
+    """A transformer and a linear head. For BCL and EACL it also learns prototypes (C, D)."""
 
     def __init__(
         self, backbone: Any, num_classes: int, *, head_trains_encoder: bool, learns_prototypes: bool = False
@@ -65,13 +64,10 @@ class EmotionModel(nn.Module):
         if getattr(backbone, "pooler", None) is not None:  # not used; its parameters would never get a gradient
             backbone.pooler = None
         self.backbone = backbone
-        self.head = nn.Linear(backbone.config.hidden_size, num_classes)
+        self.width = backbone.config.hidden_size
+        self.head = nn.Linear(self.width, num_classes)
         self.head_trains_encoder = head_trains_encoder
         self.prototypes = nn.Parameter(torch.randn(num_classes, self.width)) if learns_prototypes else None
-
-    @property
-    def width(self) -> int:
-        return self.head.in_features
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Representations (N, D), means of hidden states, and the head's scores (N, C), both float32."""
@@ -80,7 +76,7 @@ class EmotionModel(nn.Module):
         return features, self.head(features if self.head_trains_encoder else features.detach()).float()
 
     def _mask(self, visible: Tensor) -> Tensor:
-        """The attention mask in the form that transformers passes on unchanged where each token sees others."""
+        """The attention mask. Where it differs from token to token, it has a form that transformers leaves as it is."""
         if visible.ndim == 2:
             return visible.long()
         if self.backbone.config._attn_implementation == "sdpa":
@@ -92,7 +88,7 @@ class EmotionModel(nn.Module):
         """Stops training the embedding tables: most words are too rare for their vectors to move to a better place."""
         for module in self.backbone.modules():
             if isinstance(module, nn.Embedding):
-                module.weight.requires_grad_(False)
+                module.requires_grad_(False)
 
     def parameter_groups(self, settings: Settings) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay, for AdamW."""
@@ -119,10 +115,10 @@ def loss_options(settings: Settings) -> dict[str, Any]:
 
 
 def rate_factor(settings: Settings, epoch: int, batch: int, batches: int, update: int) -> float:
-    """The factor of the learning rates at a place in the run. It depends on nothing else, so it needs no state.
+    """The factor of the learning rates at an update. It depends on the arguments alone, so checkpoints need no state.
 
-    Ours rise over the first updates and fall along one cosine over the whole run. The authors' rise in the first epoch
-    only, fall to zero in every epoch, and start the next one at the full rate.
+    Our rates rise over the first updates and fall along one cosine over the whole run. The authors' rates rise in the
+    first epoch only, fall to zero in every epoch, and start the next one in full.
     """
     if settings.as_authors:
         warmup = min(settings.warmup, batches) if epoch == 0 else 0
@@ -138,7 +134,7 @@ def precision(settings: Settings) -> str:
     if settings.precision != "auto":
         return {"fp32": "no"}.get(settings.precision, settings.precision)
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "no"
-    # getattr: the oldest PyTorch that is supported has no such function
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if capabilities.get("avx512_bf16") else "no"
+        fast = torch.cuda.get_device_capability()[0] >= 8
+    else:  # getattr: the oldest PyTorch that is supported has no such function
+        fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
+    return "bf16" if fast else "no"

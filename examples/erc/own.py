@@ -32,12 +32,11 @@ def read_dialogues(path: Path, labels: Sequence[str]) -> tuple[Dialogue, ...]:
         for number, dialogue in enumerate(read_json(path))
     )
     if not dialogues:
-        raise InputError(f"{path}: no dialogues")
+        raise InputError(f"{path}: expected dialogues; received none")
     return dialogues
 
 
 def _turn(name: str, turn: Value, labels: Sequence[str]) -> Turn:
-    label = (
-        turn["label"].index(labels, "; the training file decides which classes there are") if "label" in turn else None
-    )
+    remedy = "; the training file decides which classes there are"
+    label = turn["label"].index(labels, remedy) if "label" in turn else None
     return Turn(name, turn["speaker"].text(), turn["text"].text(), label)

@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ import spcl_loss
 
 from . import figures
 from .data import table
-from .evaluate import paired_bootstrap
+from .evaluate import Guesses, paired_bootstrap
 from .folder import RunFolder, atomically, write_json, write_text
 from .inputs import Sample
-from .settings import HEADS, Settings, names
+from .settings import HEADS, NAMES, Settings
 
 METRICS = ("weighted_f1", "macro_f1", "accuracy")
 METHODS = {
@@ -91,18 +90,18 @@ def collect(roots: Iterable[Path]) -> list[Run]:
     """All finished runs in the folders or below them."""
     paths = sorted({path.parent.resolve() for root in roots for path in root.rglob("result.json")})
     stored = [(folder, folder.stored_settings(), folder.stored_result()) for folder in map(RunFolder, paths)]
-    return [Run(folder, settings, result, folder.history()) for folder, settings, result in stored if settings]
+    return [Run(f, settings, result, f.history()) for f, settings, result in stored if settings and result]
 
 
 def by_dataset(runs: Sequence[Run]) -> dict[tuple[str, str], list[Arm]]:
     """Arms by dataset and encoder, the best on dev first."""
     groups: dict[tuple[str, str], dict[Settings, dict[int, Run]]] = {}
     for run in sorted(runs, key=lambda run: run.settings.seed):
-        arms = groups.setdefault((run.settings.dataset, encoder_name(run.settings)), {})
-        arms.setdefault(replace(run.settings, seed=0), {})[run.settings.seed] = run
+        group = groups.setdefault((run.settings.dataset, encoder_name(run.settings)), {})
+        group.setdefault(replace(run.settings, seed=0), {})[run.settings.seed] = run
     found = {}
-    for key, members in groups.items():
-        arms = [Arm(label(settings, members), tuple(own.values())) for settings, own in members.items()]
+    for key, group in groups.items():
+        arms = [Arm(label(settings, group), tuple(by_seed.values())) for settings, by_seed in group.items()]
         found[key] = sorted(arms, key=lambda arm: -statistics.fmean(arm.scores("dev", arm.head, "weighted_f1")))
     return found
 
@@ -112,7 +111,7 @@ def label(settings: Settings, all_settings: Iterable[Settings]) -> str:
     weight = settings.contrastive_weight
     name = METHODS[settings.objective] + ("" if weight is None else f" x {weight:g} + cross-entropy")
     said = ("dataset", "objective", "contrastive_weight", "curriculum", "seed")
-    differing = [n for n in names() if n not in said and len({getattr(other, n) for other in all_settings}) > 1]
+    differing = [n for n in NAMES if n not in said and len({getattr(other, n) for other in all_settings}) > 1]
     return name + CURRICULA[settings.curriculum] + "".join(f", {n} {getattr(settings, n)}" for n in differing)
 
 
@@ -127,15 +126,15 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
     lines = [
         "# Emotion recognition in conversation with SPCL",
         "",
-        "Scores are in percent. The best epoch and the head are chosen on dev; test is scored once, with that epoch's",
-        "weights. Every arm has the same heads, fitted on the same training turns. Deviations are over seeds.",
+        "Scores are in percent. The best epoch has the best dev weighted-F1 of the head in `selected by`. Test is",
+        "scored once, with that epoch's weights. All arms have the same heads. ± is the standard deviation over seeds.",
         "",
     ]
     groups = by_dataset(runs)
     for number, ((dataset, encoder), arms) in enumerate(groups.items()):
         lines += [f"## {dataset}, {encoder}", ""]
         if any(arm.settings.limit for arm in arms):
-            lines += ["**These runs saw only part of the dataset: no scores of it.**", ""]
+            lines += ["**These runs saw only part of the dataset. These are no scores on the dataset.**", ""]
         lines += [_scores(arms), "", _heads(arms), "", _class_scores(arms), ""]
         if len(arms) > 1:
             lines += [_differences(arms), ""]
@@ -202,14 +201,13 @@ def difference(one: Arm, other: Arm) -> dict[str, float] | None:
 
 
 def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One record for each run: its arm, its folder and what result.json holds, except for the machine."""
-    records = []
-    for arm in chain.from_iterable(by_dataset(runs).values()):
-        for run in arm.runs:
-            record = {"arm": arm.label, "folder": run.folder.path.name, **run.result}
-            records.append({**record, "encoder": encoder_name(run.settings)})
-            del records[-1]["environment"]
-    return records
+    """One record for each run: its arm, its folder and what result.json holds."""
+    return [
+        {"arm": arm.label, "folder": run.folder.path.name, **run.result, "encoder": encoder_name(run.settings)}
+        for arms in by_dataset(runs).values()
+        for arm in arms
+        for run in arm.runs
+    ]
 
 
 def spread(values: Sequence[float]) -> str:
@@ -218,33 +216,25 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.2f}{deviation}"
 
 
-def write_run(
-    folder: RunFolder,
-    settings: Settings,
-    result: dict[str, Any],
-    labels: Sequence[str],
-    splits: dict[str, list[Sample]],
-    guesses: dict[str, dict[str, np.ndarray]],
-) -> None:
-    """Writes all files of a finished run; result.json comes last, so that its presence means that all is there."""
+def write_run(run: Run, labels: Sequence[str], splits: dict[str, list[Sample]], guesses: Guesses) -> None:
+    """Writes all files of a finished run. result.json comes last, so that its presence means that all is there."""
+    folder, result = run.folder, run.result
     atomically(folder.predictions, lambda path: write_predictions(path, labels, splits, guesses))
-    write_report([Run(folder, settings, result, folder.history())], folder.path)
+    write_report([run], folder.path)
     atomically(folder.best, partial(shutil.copyfile, folder.best_of(result["best_epoch"])))
     write_json(folder.result, result)
     folder.drop_checkpoints()
 
 
-def write_predictions(
-    path: Path, labels: Sequence[str], splits: dict[str, list[Sample]], guesses: dict[str, dict[str, np.ndarray]]
-) -> None:
-    """A line for each dev and test utterance: where it is found, its emotion, and what each head says."""
+def write_predictions(path: Path, labels: Sequence[str], splits: dict[str, list[Sample]], guesses: Guesses) -> None:
+    """Writes a line for each dev and test utterance: where it is found, its emotion, and what each head predicts."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "dialogue", "utterance", "gold", *HEADS])
         for split, samples in splits.items():
-            for i, sample in enumerate(samples):
-                said = [labels[guesses[split][head][i]] for head in HEADS]
-                writer.writerow([split, sample.dialogue, sample.turn, labels[sample.label], *said])
+            for sample, *predicted in zip(samples, *(guesses[split][head] for head in HEADS), strict=True):
+                emotions = (labels[label] for label in (sample.label, *predicted))
+                writer.writerow([split, sample.dialogue, sample.turn, *emotions])
 
 
 def summary(folder: str | Path) -> str:

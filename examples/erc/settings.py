@@ -27,64 +27,48 @@ class Settings:
     """One run, except for where its data lie and where its results go. The defaults are the `cpu` preset."""
 
     dataset: str = _setting("data", "MELD", "name of the corpus")
-    train_fraction: float = _setting(
-        "data", 1.0, "share of the training dialogues, drawn by the seed; smaller shares lie inside larger ones"
-    )
+    train_fraction: float = _setting("data", 1.0, "share of the training dialogues, drawn by the seed")
     limit: int | None = _setting("data", None, "use only the first so many dialogues of each split", minimum=1)
-    seed: int = _setting("data", 0, "of everything that is drawn", minimum=0)
+    seed: int = _setting("data", 0, "decides everything that is random", minimum=0)
 
     encoder: str = _setting("model", MINILM, "the packaged MiniLM, or a Hugging Face id or folder")
     freeze_embeddings: bool = _setting("model", True, "do not train the encoder's embedding tables")
-    precision: str = _setting(
-        "model", "auto", "auto: bf16 where the hardware computes it", ("auto", "bf16", "fp16", "fp32")
-    )
+    precision: str = _setting("model", "auto", "auto: bf16 where the hardware has it", ("auto", "bf16", "fp16", "fp32"))
 
     objective: str = _setting("loss", "spcl", "a contrastive loss, or cross-entropy alone", OBJECTIVES)
     contrastive_weight: float | None = _setting(
-        "loss", None, "train the encoder by cross-entropy + this times the contrastive loss; none: by the latter alone",
-        minimum=0,
-    )  # fmt: skip
+        "loss", None, "weight beside cross-entropy; none: the contrastive loss alone trains the encoder", minimum=0
+    )
     temperature: float = _setting("loss", 0.05, "of the shifted cosine; 0.05 is 0.10 on the plain cosine", minimum=1e-6)
     easy_threshold: float | None = _setting("loss", None, "leave out anchors whose loss is not above it")
     queue_size: int = _setting("loss", 256, "embeddings remembered per class", minimum=1)
     support_size: int = _setting("loss", 64, "embeddings drawn for a prototype", minimum=1)
-    memory_candidates: int = _setting(
-        "loss", 0, "newest remembered embeddings of each class that a batch is compared with too", minimum=0
-    )
+    memory_candidates: int = _setting("loss", 0, "newest embeddings per class to compare a batch with too", minimum=0)
     class_weights: bool = _setting("loss", False, "weigh classes in the cross-entropy by the inverse of their size")
 
     curriculum: str = _setting(
-        "training", "on", "on: half the data an epoch, easy samples first; else all data or a random half",
-        ("on", "all", "half"),
-    )  # fmt: skip
+        "training", "on", "on: half the data, easy samples first; all: all; half: a random half", ("on", "all", "half")
+    )
     epochs: int = _setting("training", 4, "epochs of the whole training", minimum=1)
     patience: int | None = _setting("training", None, "stop after so many epochs without a better dev score", minimum=1)
     batch_size: int = _setting("training", 16, "utterances a step and process", minimum=1)
     encoder_rate: float = _setting("training", 1e-4, "AdamW's learning rate of the encoder", minimum=0)
     head_rate: float = _setting("training", 1e-3, "AdamW's learning rate of the linear head", minimum=0)
     warmup: int = _setting("training", 100, "updates over which the learning rates rise", minimum=0)
-    as_authors: bool = _setting(
-        "training", False, "train as the SPCL authors' code does: rates that restart each epoch, random full batches, "
-        "a coin for each sample of the curriculum, one gradient norm, dropout in attention",
-    )  # fmt: skip
+    as_authors: bool = _setting("training", False, "train as the SPCL authors' code does: see docs/howto/meld.md")
 
     inputs: str = _setting(
-        "inputs", "dialogues", "dialogues: one for several turns, each represented by its own tokens, which see no "
-        "later turn; prompts: one for each turn, represented by a mask, as in the paper",
-        ("dialogues", "prompts"),
-    )  # fmt: skip
+        "inputs", "dialogues", "dialogues: turns share an input; prompts: one input a turn", ("dialogues", "prompts")
+    )
     context_turns: int = _setting(
-        "inputs", 4, "prompts: previous turns shown; dialogues: turns that the next input of a long one repeats",
-        minimum=0,
-    )  # fmt: skip
+        "inputs", 4, "prompts: earlier turns shown; dialogues: turns that a further input repeats", minimum=0
+    )
     # Turns of one input share a batch, and turns of one dialogue are too alike to contrast. So inputs are short: a
     # batch of 16 turns then holds about six dialogues; with whole dialogues of MELD it would hold two.
     max_length: int = _setting("inputs", 80, "tokens of an input; the oldest context goes first", minimum=8)
 
     selects_by: str = _setting("evaluation", "lda", "head whose dev weighted-F1 chooses the best epoch", HEADS)
-    reference_turns: int | None = _setting(
-        "evaluation", 256, "training turns of each class that class means and fitted heads use; none: all", minimum=1
-    )
+    reference_turns: int | None = _setting("evaluation", 256, "turns per class to fit heads on; none: all", minimum=1)
 
     def __post_init__(self) -> None:
         for name, metadata in ((setting.name, setting.metadata) for setting in fields(self)):
@@ -95,12 +79,9 @@ class Settings:
                 raise InputError(f"{name} must be at least {metadata['minimum']}; received {value!r}")
         if not 0 < self.train_fraction <= 1:
             raise InputError(f"train_fraction must be above 0 and at most 1; received {self.train_fraction!r}")
-        if self.support_size > self.queue_size:
-            raise InputError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
-        if self.memory_candidates > self.queue_size:
-            raise InputError(
-                f"memory_candidates must be at most queue_size={self.queue_size}; received {self.memory_candidates}"
-            )
+        for name in ("support_size", "memory_candidates"):
+            if (value := getattr(self, name)) > self.queue_size:
+                raise InputError(f"{name} must be at most queue_size={self.queue_size}; received {value}")
         if self.memory_candidates and self.objective in ("supcon", "ce"):
             raise InputError(
                 f"memory_candidates needs an objective with prototypes; received {self.memory_candidates} "
@@ -148,9 +129,7 @@ def preset(name: str, dataset: str) -> dict[str, Any]:
     return PRESETS[name] | DATASET_PRESETS.get((name, dataset), {})
 
 
-def names() -> list[str]:
-    """The settings, in the order of their declaration."""
-    return [setting.name for setting in fields(Settings)]
+NAMES = tuple(setting.name for setting in fields(Settings))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -174,24 +153,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that the command line names."""
-    return {name: value for name, value in vars(arguments).items() if name in names()}
-
-
-def differences(one: Settings, other: Settings) -> list[str]:
-    """The settings in which two runs differ, with both values."""
-    pairs = [(name, getattr(one, name), getattr(other, name)) for name in names()]
-    return [f"{name} ({before!r}, now {after!r})" for name, before, after in pairs if before != after]
+    return {name: value for name, value in vars(arguments).items() if name in NAMES}
 
 
 def _reader(hint: Any) -> typing.Callable[[str], Any]:
     """Reads int, float or str; for an optional setting "none" stands for None."""
-    kinds = typing.get_args(hint)  # float | None
-    if not kinds:
-        return hint
-    kind = kinds[0]
+    kind, *optional = typing.get_args(hint) or (hint,)  # float | None, or float
 
     def read(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
+        return None if optional and text.lower() == "none" else kind(text)
 
     read.__name__ = kind.__name__  # argparse names it in "invalid ... value"
     return read

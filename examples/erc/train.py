@@ -1,7 +1,4 @@
-"""Trains one model and scores it: settings, data, model, loss, epochs, dev, test.
-
-The method `train_epoch` holds the loop and the call of the loss; the rest surrounds it in a real experiment.
-"""
+"""Trains one model and scores it. `Training.train_epoch` is the loop that calls the loss."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from spcl_loss import (
     SupervisedPrototypicalContrastiveLoss,
@@ -31,15 +27,13 @@ from spcl_loss import (
 from .batches import Epochs
 from .checkpoint import Progress, restore_checkpoint, save_checkpoint
 from .data import Corpus
-from .evaluate import Encoded, encode, heads, predict, progress_bar, reference_samples, score
+from .evaluate import Encoded, Guesses, encode, heads, predict, progress_bar, reference_samples, score
 from .files import InputError
 from .folder import RunFolder, atomically
 from .inputs import Prompts, Sample, Windows, collate
 from .model import CLIP_NORM, EmotionModel, load_encoder, loss_options, precision, rate_factor
-from .report import environment, write_run
+from .report import Run, environment, write_run
 from .settings import Settings
-
-DESCRIBED = ("encoder", "objective", "contrastive_weight", "curriculum", "train_fraction", "seed")  # in result.json
 
 
 def train(
@@ -51,9 +45,10 @@ def train(
     overwrite: bool = False,
     checkpoint_every: int = 200,
 ) -> dict[str, Any]:
-    """Trains and scores one model, with a checkpoint every so many batches. Returns what result.json holds.
+    """Trains and scores one model. Returns what result.json holds.
 
-    A run that the folder `output` holds is continued or replaced on demand, otherwise an InputError.
+    A checkpoint is written after every epoch and every `checkpoint_every` batches. If the folder `output` already holds
+    a run, `resume` continues it and `overwrite` replaces it. Without either this is an InputError.
     """
     if corpus.name != settings.dataset:
         raise ValueError(f"corpus must be {settings.dataset}, as in the settings; received {corpus.name}")
@@ -71,29 +66,21 @@ def train(
 
 
 class Training:
-    """One run. Its methods stand in the order in which they happen."""
+    """One run. Its methods stand in the order in which they are called."""
 
     def __init__(
-        self,
-        settings: Settings,
-        corpus: Corpus,
-        folder: RunFolder,
-        accelerator: Accelerator,
-        checkpoint_every: int,
+        self, settings: Settings, corpus: Corpus, folder: RunFolder, accelerator: Accelerator, checkpoint_every: int
     ) -> None:
         self.settings, self.corpus, self.folder, self.accelerator = settings, corpus, folder, accelerator
-        self.checkpoint_every, self.clock = checkpoint_every, time.monotonic()
+        self.checkpoint_every, self.began = checkpoint_every, time.monotonic()
         set_seed(settings.seed)
 
-        # The model: an encoder, and a linear head that may or may not train it.
+        # The model: an encoder and a linear head. The head's cross-entropy trains the encoder only if asked to.
         tokenizer, backbone = load_encoder(settings)
         self.padding = int(tokenizer.pad_token_id or 0)
-        num_classes, several = len(corpus.labels), accelerator.num_processes > 1
+        num_classes, learns = len(corpus.labels), settings.objective in ("bcl", "eacl")
         model = EmotionModel(
-            backbone,
-            num_classes,
-            head_trains_encoder=settings.head_trains_encoder,
-            learns_prototypes=settings.objective in ("bcl", "eacl"),
+            backbone, num_classes, head_trains_encoder=settings.head_trains_encoder, learns_prototypes=learns
         )
         if settings.freeze_embeddings:
             model.freeze_embeddings()
@@ -102,18 +89,14 @@ class Training:
         self.bare_model: EmotionModel = accelerator.unwrap_model(self.model)
 
         # The loss: its memory holds embeddings of every class, from which SPCL draws its prototypes.
-        self.loss_options = {**loss_options(settings), "gather_distributed": several}
+        self.loss_options = {**loss_options(settings), "gather_distributed": accelerator.num_processes > 1}
+        sizes: dict[str, Any] = {"queue_size": settings.queue_size, "support_size": settings.support_size}
         self.criterion = SupervisedPrototypicalContrastiveLoss(
-            num_classes,
-            model.width,
-            queue_size=settings.queue_size,
-            support_size=settings.support_size,
-            seed=settings.seed,
-            **self.loss_options,
+            num_classes, model.width, **sizes, seed=settings.seed, **self.loss_options
         ).to(accelerator.device)
-        set_seed(settings.seed, device_specific=True)  # each process drops out other units
+        set_seed(settings.seed, device_specific=True)  # dropout differs between processes
 
-        # The data: every labelled turn is a sample. Dev and test are tokenised now, so that no fault comes late.
+        # The data: every labelled turn is a sample. Dev and test are tokenised now, so that their faults show at once.
         make_inputs = {"dialogues": Windows, "prompts": Prompts}[settings.inputs]
         sizes = {"context_turns": settings.context_turns, "max_length": settings.max_length}
         inputs = {split: make_inputs(getattr(corpus, split), tokenizer, **sizes) for split in ("train", "dev", "test")}
@@ -132,14 +115,15 @@ class Training:
 
         self.progress = Progress()
         parts = {"model": self.bare_model, "optimizer": self.optimizer, "criterion": self.criterion}
-        parts |= {"sampler": self.data.sampler, "scaler": accelerator.scaler}  # of the curriculum; of fp16
+        parts |= {"sampler": self.data.sampler, "scaler": accelerator.scaler}  # None without curriculum; without fp16
         self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def run(self) -> dict[str, Any]:
         if checkpoints := self.folder.checkpoints():
             restore_checkpoint(checkpoints[-1], self.progress, self.parts, self.accelerator)
+            self.began -= self.progress.seconds
             self.data.prepare(self.progress.epoch)
-            self.say(f"continuing after epoch {self.progress.epoch}, batch {self.progress.batch}")
+            self.accelerator.print(f"continuing after epoch {self.progress.epoch}, batch {self.progress.batch}")
         else:
             self.begin_epoch()
             self.save()
@@ -177,7 +161,7 @@ class Training:
         progress, settings = self.progress, self.settings
         weight = 1.0 if settings.contrastive_weight is None else settings.contrastive_weight
         batches = self.data.batches()
-        left = batches[progress.batch :]  # of an interrupted epoch
+        left = batches[progress.batch :]  # all of them, unless the epoch was interrupted
         sums = torch.tensor(progress.losses, device=self.accelerator.device)
         self.model.train()
         self.criterion.train()
@@ -215,7 +199,7 @@ class Training:
             if self.settings.objective == "ce":
                 return features.new_zeros(())
             return supervised_prototypical_contrastive_loss(features, labels, **self.loss_options)
-        further: dict[str, Tensor] = {}
+        further: dict[str, Any] = {}
         if self.settings.memory_candidates:  # embeddings of earlier batches
             entries, classes = self.criterion.memory.entries(self.settings.memory_candidates)
             further = {"candidates": entries, "candidate_labels": classes}
@@ -251,7 +235,7 @@ class Training:
             "epoch": progress.epoch,
             "updates": progress.update,
             "samples": len(self.data.indices),
-            "seconds": self.seconds(),
+            "seconds": time.monotonic() - self.began,
             "contrastive_loss": contrastive,
             "cross_entropy": cross_entropy,
             "dev": scores,
@@ -265,25 +249,22 @@ class Training:
                 weights = {name: value.cpu().contiguous() for name, value in self.bare_model.state_dict().items()}
                 atomically(self.folder.best_of(progress.epoch), partial(save_file, weights, metadata=about))
         dev = ", ".join(f"{head} {scores[head]['weighted_f1']:.4f}" for head in scores)
-        self.say(
+        self.accelerator.print(
             f"epoch {progress.epoch}/{self.settings.epochs}: contrastive loss {contrastive:.3f}, cross-entropy "
             f"{cross_entropy:.3f}, {line['seconds']:.0f} s, dev weighted-F1: {dev}"
         )
 
-    def evaluate(
-        self, splits: dict[str, list[Sample]]
-    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Any]]]:
+    def evaluate(self, splits: dict[str, list[Sample]]) -> tuple[Guesses, dict[str, Any]]:
         """Predicted classes and scores of splits by head, with the present weights."""
-        head = self.bare_model.head
-        weight, bias = (parameter.detach().double().cpu().numpy() for parameter in (head.weight, head.bias))
+        linear = self.bare_model.head
+        weight, bias = (parameter.detach().double().cpu().numpy() for parameter in (linear.weight, linear.bias))
         every_head = heads(weight, bias, self.class_counts, self.settings.temperature)
         train = self.encode(self.reference, "training turns")
-        encoded = {name: self.encode(samples, name) for name, samples in splits.items()}
-        guesses = {name: predict(every_head, train, split) for name, split in encoded.items()}
-        scores = {
-            name: {head: score(encoded[name].labels, guess, self.corpus.labels) for head, guess in by_head.items()}
-            for name, by_head in guesses.items()
-        }
+        guesses, scores = {}, {}
+        for name, samples in splits.items():
+            split = self.encode(samples, name)
+            guesses[name] = predict(every_head, train, split)
+            scores[name] = {head: score(split.labels, own, self.corpus.labels) for head, own in guesses[name].items()}
         return guesses, scores
 
     def encode(self, samples: Sequence[Sample], what: str) -> Encoded:
@@ -292,8 +273,8 @@ class Training:
 
     def finished(self) -> bool:
         progress, patience = self.progress, self.settings.patience
-        tired = patience is not None and progress.epoch - progress.best_epoch >= patience
-        return tired or progress.epoch >= self.settings.epochs
+        stops_early = patience is not None and progress.epoch - progress.best_epoch >= patience
+        return stops_early or progress.epoch >= self.settings.epochs
 
     # Test, scored once, with the weights of the best epoch.
 
@@ -302,38 +283,26 @@ class Training:
         splits = {"dev": self.dev, "test": self.test}
         guesses, scores = self.evaluate(splits)
         settings, progress = self.settings, self.progress
+        arm = ("encoder", "objective", "contrastive_weight", "curriculum", "train_fraction", "seed")
         result = {
             "dataset": self.corpus.name,
-            **{name: getattr(settings, name) for name in DESCRIBED},
+            **{name: getattr(settings, name) for name in arm},
             "train_samples": int(self.class_counts.sum()),
             "epochs": progress.epoch,
             "best_epoch": progress.best_epoch,
             "selected_by": settings.selects_by,
-            "seconds": self.seconds(),
+            "seconds": time.monotonic() - self.began,
             "precision": self.accelerator.mixed_precision,
             "processes": self.accelerator.num_processes,
             "environment": environment(),
             **scores,
         }
         if self.accelerator.is_main_process:
-            write_run(self.folder, settings, result, self.corpus.labels, splits, guesses)
+            write_run(Run(self.folder, settings, result, progress.history), self.corpus.labels, splits, guesses)
         self.accelerator.wait_for_everyone()
         return result
 
-    # Small things.
-
     def save(self) -> None:
         """Writes a checkpoint."""
-        self.seconds()
+        self.progress.seconds = time.monotonic() - self.began  # without the pause before a continuation
         save_checkpoint(self.folder, self.progress, self.parts, self.accelerator)
-
-    def seconds(self) -> float:
-        """Since the run began, without interruptions."""
-        now = time.monotonic()
-        self.progress.seconds += now - self.clock
-        self.clock = now
-        return self.progress.seconds
-
-    def say(self, text: str) -> None:
-        if self.accelerator.is_main_process:
-            tqdm.write(text)

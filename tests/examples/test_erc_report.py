@@ -16,7 +16,6 @@ import erc_tiny
 import reproduce
 import spcl_loss
 from erc import figures, report, train
-from erc.data import load_corpus
 from erc.report import Arm, Run, by_dataset, collect, difference, label, spread
 from erc.settings import HEADS, Settings
 
@@ -142,7 +141,7 @@ def test_results_hold_what_the_runs_hold(finished, encoder):
 
 def test_the_page_shows_every_arm_with_its_figures(finished):
     page = re.sub(" +", " ", (finished / "report.md").read_text(encoding="utf-8"))
-    assert "**These runs saw only part of the dataset" in page
+    assert "**These runs saw only part of the dataset." in page
     files = re.findall(r"!\[[^\]]+\]\((\S+)\)", page)
     assert files == ["curves.png", "confusion.png"]
     for name in files:
@@ -212,23 +211,22 @@ def test_a_finished_comparison_trains_nothing_again(encoder, finished, monkeypat
     assert read(finished / "results.json") == before
 
 
-def test_an_interrupted_comparison_goes_on_with_the_run_that_it_was_in(finished, tmp_path, monkeypatch):
-    settings = Settings(**read(finished / "runs" / "practice-corpus_ce_0" / "settings.json"))
-    corpora = {settings.dataset: load_corpus(settings.dataset)}
-
+def test_an_interrupted_comparison_goes_on_with_the_run_that_it_was_in(encoder, finished, tmp_path, monkeypatch):
     def stop(self):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Training, "score_test", stop)
-        with pytest.raises(KeyboardInterrupt):
-            list(reproduce.do({"ce": settings}, tmp_path, corpora))
-    assert not (tmp_path / "ce" / "result.json").exists()
-    ((_, result),) = reproduce.do({"ce": settings}, tmp_path, corpora)
-    whole = finished / "runs" / "practice-corpus_ce_0"
-    assert result["test"] == read(whole / "result.json")["test"]
+        assert command(encoder, tmp_path, "--arms", "ce", "--seeds", "0") == 130
+    own, whole = (folder / "runs" / "practice-corpus_ce_0" for folder in (tmp_path, finished))
+    assert not (own / "result.json").exists()
+    assert list(own.glob("checkpoint-*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "train_epoch", lambda self: pytest.fail("trained again"))
+        assert command(encoder, tmp_path, "--arms", "ce", "--seeds", "0") == 0
+    assert read(own / "result.json")["test"] == read(whole / "result.json")["test"]
     predictions = "predictions.csv"
-    assert (tmp_path / "ce" / predictions).read_text() == (whole / predictions).read_text()
+    assert (own / predictions).read_text() == (whole / predictions).read_text()
 
 
 def test_the_report_can_be_made_from_folders_of_any_name(finished, tmp_path):
@@ -241,6 +239,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert f"error: no finished run in {tmp_path}" in capsys.readouterr().err
     assert reproduce.main(["--practice", "--arm", "nameless", "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: --arm must be NAME=OPTIONS; received 'nameless'\n"
+    assert reproduce.main(["--practice", "--arm", "open=--encoder 'x", "--output", str(tmp_path)]) == 2
+    assert 'received "--encoder \'x": No closing quotation\n' in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         reproduce.main(["--practice", "--output", str(tmp_path), "--", "--epoch", "3", "--colour", "red"])
     assert caught.value.code == 2
