@@ -63,6 +63,26 @@ def test_each_half_stands_alone(monkeypatch, tile_bytes, scale):
         torch.testing.assert_close(gradient, expected[:few])
 
 
+@pytest.mark.parametrize("with_sum", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("num_anchors", "num_grads"), [(20, 20), (20, 26), (20, 29), (26, 26), (26, 29)])
+def test_the_gradient_of_dense_is_that_of_its_definition(num_anchors, num_grads, weighted, with_sum):
+    """Anchors, blocks that want a gradient, and rows that are no candidates and hold NaN."""
+    rows, labels = batch(29, dtype=torch.float64)
+    rows.data[[3, 22]], labels[[3, 22]] = torch.nan, -1
+    log_weights = -torch.rand(29, dtype=torch.float64) if weighted else None
+    contrast = Contrast(labels, log_weights, 7.0, num_anchors, num_grads, with_sum, torch.float64)
+    grads = torch.rand(3, num_anchors, dtype=torch.float64) * (labels[:num_anchors] >= 0)
+
+    def differentiated(statistics):
+        loss = (torch.stack(statistics) * grads).sum()
+        return loss.detach(), torch.autograd.grad(loss, rows)[0][:num_grads]
+
+    found = differentiated(dense.statistics_of(rows.split([20, 6, 3]), contrast))
+    expected = differentiated(dense.statistics(_numerics.unit_rows(rows, labels < 0), contrast))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_module_compiles_whole_and_once(impl, options):

@@ -143,24 +143,24 @@ def loss_of_batch(batch: Batch, options: Options) -> Tensor:
         class_sizes = _class_sizes(labels)
         contrast = _contrast(batch, labels, class_sizes, options)
         statistics = compare(_candidates(batch), contrast, options.impl, batch.ranks)
-        losses, counted = _anchor_losses(statistics, labels, class_sizes, options)
+        losses, skipped = _anchor_losses(statistics, labels, class_sizes, options)
         if options.easy_threshold is not None:
-            counted = counted & ~(losses <= options.easy_threshold)  # not `>`: a NaN has to come through
+            skipped = skipped | (losses <= options.easy_threshold)  # a NaN is not skipped
         weights = _anchor_weights(losses, labels, batch)
-        return _reduce(losses, counted, weights, options.reduction)
+        return _reduce(losses, skipped, weights, options.reduction)
 
 
 def _labels_of_candidates(batch: Batch, ignore_index: int) -> Tensor:
     """(R,) class of each row of the batch, each prototype, each further candidate; -1 for those that are left out."""
     labels = batch.labels.long()
-    pieces = [torch.where(labels == ignore_index, -1, labels)]
+    pieces = [labels.masked_fill(labels == ignore_index, -1)]
     if batch.prototypes is not None:
         own_class = torch.arange(batch.prototypes.shape[0], device=labels.device)
         mask = batch.prototype_mask
-        pieces.append(own_class if mask is None else torch.where(mask, own_class, -1))
+        pieces.append(own_class if mask is None else own_class.masked_fill(~mask, -1))
     if batch.candidate_labels is not None:
         labels = batch.candidate_labels.long()
-        pieces.append(torch.where(labels == ignore_index, -1, labels))
+        pieces.append(labels.masked_fill(labels == ignore_index, -1))
     return torch.cat(pieces)
 
 
@@ -170,11 +170,10 @@ def _class_sizes(labels: Tensor) -> Tensor:
     return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
 
 
-def _candidates(batch: Batch) -> Tensor:
-    """(R, D) the rows that `_labels_of_candidates` names."""
+def _candidates(batch: Batch) -> tuple[Tensor, ...]:
+    """The rows that `_labels_of_candidates` names."""
     dtype = computed_dtype(batch.embeddings)
-    rows = [rows.to(dtype) for rows in (batch.embeddings, batch.prototypes, batch.candidates) if rows is not None]
-    return torch.cat(rows) if len(rows) > 1 else rows[0]
+    return tuple(rows.to(dtype) for rows in (batch.embeddings, batch.prototypes, batch.candidates) if rows is not None)
 
 
 def _contrast(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Options) -> Contrast:
@@ -203,27 +202,33 @@ def _contrast(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Option
 def _anchor_losses(
     statistics: Statistics, labels: Tensor, class_sizes: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each anchor (A,), and whether it counts (A,): whether it has a positive and, if needed, a negative."""
+    """Loss of each anchor (A,), and which do not count (A,): without a positive or, if needed, without a negative."""
     negative_lse, positive_lse, positive_sum = statistics
     anchors = slice(negative_lse.shape[0])
-    positives, contrast = options.positives, options.contrast
     num_positives = class_sizes[anchors] - 1
-    counted = (labels[anchors] >= 0) & (num_positives > 0)
+    skipped = (labels[anchors] < 0) | (num_positives < 1)
     divisor = num_positives.clamp_min(1).to(negative_lse.dtype)
+    inside, kind = options.positives == "inside", options.contrast
+    if kind == "all" and inside:
+        # Not as the difference of two terms, whose gradients +1 and -1 would round away the small gradient of the sum.
+        return _log_excess(negative_lse, positive_lse) + divisor.log(), skipped
     positive_mean = positive_lse - divisor.log()
-    numerator = positive_mean if positives == "inside" else positive_sum / divisor
-    if contrast == "negatives":
+    numerator = positive_mean if inside else positive_sum / divisor
+    if kind == "negatives":
         num_candidates = (labels >= 0).sum()
-        return negative_lse - numerator, counted & (class_sizes[anchors] < num_candidates)
-    positive_part = positive_mean if contrast == "class_balanced" else positive_lse
-    # log(exp(negative) + exp(positive)) - numerator. Unlike logaddexp, softplus has a finite second derivative
-    # everywhere; it is linear above its threshold, beyond the digits of float64.
-    excess = nn.functional.softplus(negative_lse - positive_part, threshold=50)
-    if positives == "outside":
-        return excess + (positive_part - numerator), counted
-    # Here positive_part - numerator is a constant. Computed from both, its gradients +1 and -1 would round away the
-    # small gradient of the excess.
-    return excess if contrast == "class_balanced" else excess + divisor.log(), counted
+        return negative_lse - numerator, skipped | (class_sizes[anchors] >= num_candidates)
+    positive_part = positive_mean if kind == "class_balanced" else positive_lse
+    excess = _log_excess(negative_lse, positive_part)
+    return excess if inside else excess + (positive_part - numerator), skipped
+
+
+def _log_excess(negative: Tensor, positive: Tensor) -> Tensor:
+    """log(exp(negative) + exp(positive)) - positive.
+
+    Unlike logaddexp, softplus has a finite second derivative everywhere. It is linear above its threshold, beyond the
+    digits of float64.
+    """
+    return nn.functional.softplus(negative - positive, threshold=50)
 
 
 def _anchor_weights(losses: Tensor, labels: Tensor, batch: Batch) -> Tensor | None:
@@ -239,15 +244,15 @@ def _anchor_weights(losses: Tensor, labels: Tensor, batch: Batch) -> Tensor | No
     return weights
 
 
-def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    weighted = (losses if weights is None else losses * weights).masked_fill(~counted, 0)
+def _reduce(losses: Tensor, skipped: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    weighted = (losses if weights is None else losses * weights).masked_fill(skipped, 0)
     if reduction == "none":
         return weighted
     if reduction == "sum":
         return weighted.sum()
     if weights is None:
-        return weighted.sum() / counted.sum().clamp_min(1)
-    total_weight = weights.masked_fill(~counted, 0).sum()
+        return weighted.sum() / (losses.shape[0] - skipped.sum()).clamp_min(1)
+    total_weight = weights.masked_fill(skipped, 0).sum()
     return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
 
 

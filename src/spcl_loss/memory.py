@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -130,12 +131,13 @@ class PrototypeMemory(Restorable):
             TypeError, ValueError: as `update`.
         """
         self._check(embeddings, labels)
-        rows, classes = self._admit(embeddings, labels)
         C, _, D = self.queue.shape
+        rows, classes = embeddings.to(self.queue.dtype), labels.long()
+        stays_out = (classes == self.ignore_index) | ~_finite(rows)
         sums = rows.new_zeros(C + 1, D, dtype=computed_dtype(rows))
         sizes = sums.new_zeros(C + 1)
-        # Rows that never enter have class C. They must not be summed, since they may hold NaN.
-        rows = rows.to(sums.dtype).masked_fill(classes[:, None] == C, 0)
+        # Rows that stay out count as class C. They must not be summed, since they may hold NaN.
+        rows, classes = rows.to(sums.dtype).masked_fill(stays_out[:, None], 0), classes.masked_fill(stays_out, C)
         sums.index_add_(0, classes, rows)
         sizes.index_add_(0, classes, torch.ones_like(rows[:, 0]))
         self.fallback.copy_((sums / sizes.clamp_min(1)[:, None])[:-1])
@@ -152,7 +154,8 @@ class PrototypeMemory(Restorable):
             ValueError: a shape, a device or a label does not fit the memory; the message says what would.
         """
         self._check(embeddings, labels)
-        self._enqueue(embeddings, labels)
+        rows, labels = embeddings.to(self.queue.dtype), labels.long()
+        self._enqueue(rows, labels.masked_fill((labels == self.ignore_index) | ~_finite(rows), -1))
 
     @torch.no_grad()
     def _end_step(self, embeddings: Tensor, labels: Tensor) -> None:
@@ -160,33 +163,38 @@ class PrototypeMemory(Restorable):
 
         The loss of such a step is NaN, and gradient scalers skip it. Ranks that share a batch decide alike.
         """
-        labels = labels.long()
-        finite = embeddings.abs().amax(1).isfinite()
-        healthy = (finite | (labels == self.ignore_index)).all()
+        rows, labels = embeddings.to(self.queue.dtype), labels.long()
+        ignored = labels == self.ignore_index
+        healthy = (ignored | _finite(embeddings)).all()
         self.draws.add_(healthy)
-        self._enqueue(embeddings, labels.masked_fill(~healthy, self.ignore_index))
+        stays_out = ignored | ~healthy
+        if rows.dtype != embeddings.dtype:
+            stays_out |= ~_finite(rows)
+        self._enqueue(rows, labels.masked_fill(stays_out, -1))
 
-    @torch.no_grad()
-    def _enqueue(self, embeddings: Tensor, labels: Tensor) -> None:
-        """`update` without its checks. Shapes do not depend on the data. Two writes to one slot write the same row."""
-        if embeddings.shape[0] == 0:
+    def _enqueue(self, rows: Tensor, classes: Tensor) -> None:
+        """Enqueues rows in the queue's dtype; those of class -1 stay out. Shapes do not depend on the data.
+
+        Two writes to one slot write the same row.
+        """
+        N, (C, M, _) = rows.shape[0], self.queue.shape
+        if N == 0:
             return
-        rows, classes = self._admit(embeddings, labels)
-        C, M, D = self.queue.shape
-        classes, order = classes.sort(stable=True)  # rows that stay out have class C and come last
-        bounds = torch.searchsorted(classes, torch.arange(C + 2, device=classes.device))
-        starts, ends = bounds[:-2], bounds[1:]
-        # Of the rows of a class that fall on one slot the last one writes, for all of them.
-        last = ends[classes] - 1
-        source = last - (last - torch.arange(rows.shape[0], device=rows.device)) % M
-        # A row that stays out repeats the write of the last one that enters. If none enters, nothing may change.
-        last_entering = ends[C - 1] - 1
-        source = torch.minimum(source, last_entering).clamp_min(0)
-        classes = classes[source].clamp_max(C - 1)
-        slots = classes * M + ((self.cursors - starts)[classes] + source) % M
-        entries = self.queue.view(-1, D)
-        entries.index_copy_(0, slots, torch.where(last_entering < 0, entries[slots], rows[order[source]]))
-        self.cursors.add_(ends[:-1] - starts)
+        classes, order = classes.sort(stable=True)  # rows that stay out come first
+        bounds = torch.searchsorted(classes, torch.arange(C + 1, device=classes.device))  # of each class in the order
+        # A row that stays out repeats the write of the first one that enters.
+        source = torch.arange(N, device=classes.device).maximum(bounds[0]).clamp_max(N - 1)
+        classes = classes.index_select(0, source)
+        if N > M or torch.compiler.is_compiling():  # a graph serves batches of every size
+            # Of the rows of a class that fall on one slot the last one writes, for all of them.
+            last = bounds[1:][classes] - 1
+            source = last - (last - source) % M
+        slots = ((self.cursors - bounds[:-1])[classes] + source) % M
+        new = rows.index_select(0, order.index_select(0, source))
+        # If none enters, all classes are -1, which indexes the last class, and one slot is written with what it holds.
+        old = self.queue[classes[:1], slots[:1]]
+        self.queue.index_put_((classes, slots), torch.where(bounds[0] == N, old, new))
+        self.cursors.add_(bounds.diff())
 
     @torch.no_grad()
     def prototypes(self, *, advance: bool = True) -> tuple[Tensor, Tensor]:
@@ -212,7 +220,7 @@ class PrototypeMemory(Restorable):
             self.draws.add_(1)
         # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
         means = (self._sums(support) / counts.clamp(1, K)).to(self.queue.dtype)
-        falls_back = (counts < K) & (self.has_fallback > 0)[:, None]
+        falls_back = counts < K * self.has_fallback[:, None]
         return torch.where(falls_back, self.fallback, means), self._exist()
 
     def _sums(self, support: Tensor) -> Tensor:
@@ -315,12 +323,6 @@ class PrototypeMemory(Restorable):
         check_embeddings(embeddings, self.queue)
         check_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
 
-    def _admit(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows in the queue's dtype, and their classes: C, one past the last, for rows that never enter."""
-        rows, classes = embeddings.to(self.queue.dtype), labels.long()
-        finite = rows.abs().amax(1).isfinite()
-        return rows, torch.where(finite & (classes != self.ignore_index), classes, self.num_classes)
-
     def _hash_slots(self) -> Tensor:
         """(C, M) int64, a constant of the sizes."""
         C, M, _ = self.queue.shape
@@ -332,3 +334,8 @@ class PrototypeMemory(Restorable):
         if hashes.device != self.queue.device:  # a framework has moved the buffers one by one
             hashes = self._hash_slots()
         return draw_keys(hashes, self.seed, self.draws)
+
+
+def _finite(rows: Tensor) -> Tensor:
+    """(N,) bool, the rows without a NaN and without an infinity."""
+    return rows.abs().amax(1) < math.inf

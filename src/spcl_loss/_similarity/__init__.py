@@ -15,13 +15,13 @@ from spcl_loss._similarity.sharded import statistics_of_all_ranks
 __all__ = ["Contrast", "Statistics", "compare"]
 
 
-def compare(rows: Tensor, contrast: Contrast, impl: str, ranks: Ranks | None = None) -> Statistics:
+def compare(blocks: tuple[Tensor, ...], contrast: Contrast, impl: str, ranks: Ranks | None = None) -> Statistics:
     """Statistics of each anchor's scores s_ij = scale * cos(rows_i, rows_j), without keeping the scores.
 
     Every row is a candidate of every other row.
 
     Args:
-        rows: (R, D) float32 or float64, of any length. A row that is no candidate may hold anything.
+        blocks: (R, D) float32 or float64 rows of any length, in blocks. A row that is no candidate may hold anything.
         contrast: what is compared and what is wanted. The statistics of an anchor that is no candidate mean nothing.
         impl: "auto", "dense", "strips" or "triton"; decides how it is computed, never what.
         ranks: the ranks that share these rows, each of which computes a part; None for one process.
@@ -32,11 +32,12 @@ def compare(rows: Tensor, contrast: Contrast, impl: str, ranks: Ranks | None = N
         latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
     """
     if uses_dense(impl, contrast):
-        return dense.statistics(unit_rows(rows, contrast.labels < 0), contrast)
+        return dense.statistics_of(blocks, contrast)
     if torch._C._functorch.maybe_current_level() is not None:
         raise NotImplementedError(
             f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
         )
+    rows = torch.cat(blocks)
     if ranks is not None:
         return statistics_of_all_ranks(rows, contrast, impl, ranks)
     return contrast_statistics(unit_rows(rows, contrast.labels < 0), contrast, impl)
