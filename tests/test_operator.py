@@ -98,7 +98,7 @@ def test_the_module_compiles_whole_and_once(impl, options):
 
     eager, traced = criterion(), criterion()
     compiled = torch.compile(traced, fullgraph=True, backend=count, dynamic=True)
-    for step, N in enumerate([9, 9, 14, 9, 14]):
+    for step, N in enumerate([9, 9, 20, 5, 14]):  # more rows than a queue holds, and fewer
         embeddings, labels = batch(N, seed=step)
         results = []
         for module in (eager, compiled):
@@ -107,6 +107,23 @@ def test_the_module_compiles_whole_and_once(impl, options):
         torch.testing.assert_close(*results)
     torch.testing.assert_close(traced.state_dict(), eager.state_dict(), rtol=0, atol=0)
     assert len(graphs) == 1
+
+
+def test_evaluation_compiles_once_more():
+    torch._dynamo.reset()
+    graphs = []
+    criterion = SupervisedPrototypicalContrastiveLoss(4, 8, queue_size=16, support_size=4)
+    compiled = torch.compile(criterion, dynamic=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for expected in (1, 2, 2):
+        for N in (9, 5, 20):
+            compiled(*batch(N)).backward()
+        assert len(graphs) == expected
+        criterion.eval()
+        with torch.no_grad():
+            for N in (20, 9, 5):
+                torch.testing.assert_close(compiled(*batch(N)), criterion(*batch(N)))
+        criterion.train()
+        assert len(graphs) == 2
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])

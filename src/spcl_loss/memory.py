@@ -185,7 +185,7 @@ class PrototypeMemory(Restorable):
         # A row that stays out repeats the write of the first one that enters.
         source = torch.arange(N, device=classes.device).maximum(bounds[0]).clamp_max(N - 1)
         classes = classes.index_select(0, source)
-        if N > M or torch.compiler.is_compiling():  # a graph serves batches of every size
+        if torch.compiler.is_compiling() or N > M:  # a graph serves batches of every size
             # Of the rows of a class that fall on one slot the last one writes, for all of them.
             last = bounds[1:][classes] - 1
             source = last - (last - source) % M
