@@ -139,15 +139,21 @@ def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -
 def loss_of_batch(batch: Batch, options: Options) -> Tensor:
     """The loss of what `checked_batch` returned."""
     with full_precision(batch.embeddings.device.type):
-        labels = _labels_of_candidates(batch, options.ignore_index)
-        class_sizes = _class_sizes(labels)
-        contrast = _contrast(batch, labels, class_sizes, options)
-        statistics = compare(_candidates(batch), contrast, options.impl, batch.ranks)
-        losses, skipped = _anchor_losses(statistics, labels, class_sizes, options)
-        if options.easy_threshold is not None:
-            skipped = skipped | (losses <= options.easy_threshold)  # a NaN is not skipped
+        losses, skipped, labels, _ = losses_of_anchors(batch, options)
         weights = _anchor_weights(losses, labels, batch)
         return _reduce(losses, skipped, weights, options.reduction)
+
+
+def losses_of_anchors(batch: Batch, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(A,) losses, (A,) which of them do not count, (R,) labels of all candidates, (R,) class sizes."""
+    labels = _labels_of_candidates(batch, options.ignore_index)
+    class_sizes = _class_sizes(labels)
+    contrast = _contrast(batch, labels, class_sizes, options)
+    statistics = compare(_candidates(batch), contrast, options.impl, batch.ranks)
+    losses, skipped = _anchor_losses(statistics, labels, class_sizes, options)
+    if options.easy_threshold is not None:
+        skipped = skipped | (losses <= options.easy_threshold)  # a NaN is not skipped
+    return losses, skipped, labels, class_sizes
 
 
 def _labels_of_candidates(batch: Batch, ignore_index: int) -> Tensor:

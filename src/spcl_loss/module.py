@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spcl_loss._checks import check_any_class, check_embeddings, check_floating, check_outside_backward
+from spcl_loss._diagnostics import diagnose
 from spcl_loss._distributed import Batch
 from spcl_loss._numerics import computed_dtype, full_precision, matmul, unit_rows
 from spcl_loss._state import Restorable
@@ -170,12 +171,10 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             update_memory = self.training and torch.is_grad_enabled()
         if update_memory:
             check_outside_backward()
-        exists = None
-        if prototypes is None:
-            prototypes, exists = self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
         options = self._options()
+        prototypes, exist = self._prototypes(prototypes)
         batch = Batch(
-            embeddings, labels, prototypes, exists, candidates, candidate_labels, self.class_weights, sample_weight
+            embeddings, labels, prototypes, exist, candidates, candidate_labels, self.class_weights, sample_weight
         )
         # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
         batch = checked_batch(batch, options, self.memory.queue)
@@ -183,6 +182,48 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         if update_memory:
             self.memory._end_step(batch.embeddings, batch.labels)
         return loss
+
+    def _prototypes(self, learned: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The prototypes to compare with, and which of them exist."""
+        if learned is not None:
+            return learned, None
+        return self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
+
+    def diagnostics(self, embeddings: Tensor, labels: Tensor, *, prototypes: Tensor | None = None) -> dict[str, Tensor]:
+        """What the loss sees in a batch. Changes no state, has no gradient, and waits for no GPU.
+
+        In training mode, call it before the loss of the same batch: both then see the same prototypes. Under
+        `torch.compile` call it on the loss itself, outside the compiled code. With `gather_distributed` the batch is
+        that of all ranks, and every rank has to call it.
+
+        Args:
+            embeddings: (N, D) floating, not normalised.
+            labels: (N,) integer.
+            prototypes: (C, D) learned prototypes, as for the loss.
+
+        Returns:
+            A dictionary. A value that does not exist, such as the mean over no anchor, is NaN.
+
+            * loss_above_floor: () mean loss of the anchors that count, all of weight 1. With ``contrast="all"`` the
+              smallest possible loss of an anchor is log n_i and depends on its batch. It is subtracted, so that the
+              value can be compared between batch sizes, and between training and validation.
+            * loss_above_floor_by_class: (C,) the same by class of the anchor.
+            * positives_per_anchor: () mean of n_i over all anchors.
+            * cosine_within, cosine_between: () mean cosine of two rows of the batch of the same class, of different
+              classes.
+            * prototype_drift: (C,) one minus the cosine between the prototype of a class and the mean of the class's
+              unit-length rows in the batch. It grows when the encoder moves away from what the queue holds.
+            * queue_fill: (C,) part of each queue that is filled, from 0 to 1.
+            * queue_age: (C,) age of the oldest entry of each queue in training steps, estimated as if all entries since
+              the last `initialize` had come evenly over all steps.
+
+        Raises:
+            TypeError, ValueError: as the loss.
+        """
+        options = self._options()
+        prototypes, exist = self._prototypes(prototypes)
+        batch = Batch(embeddings, labels, prototypes, exist, None, None, None, None)
+        return diagnose(checked_batch(batch, options, self.memory.queue), options, self.memory)
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none.
