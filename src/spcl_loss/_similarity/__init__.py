@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spcl_loss._distributed import Ranks
-from spcl_loss._numerics import unit_rows
+from spcl_loss._numerics import PLAIN_SCALE, unit_rows
 from spcl_loss._similarity import dense
 from spcl_loss._similarity.contrast import Contrast, Statistics
 from spcl_loss._similarity.operator import contrast_statistics, uses_dense
@@ -40,4 +40,21 @@ def compare(blocks: tuple[Tensor, ...], contrast: Contrast, impl: str, ranks: Ra
     rows = torch.cat(blocks)
     if ranks is not None:
         return statistics_of_all_ranks(rows, contrast, impl, ranks)
-    return contrast_statistics(unit_rows(rows, contrast.labels < 0), contrast, impl)
+    rows = unit_rows(rows, contrast.labels < 0)
+    if torch.compiler.is_compiling():
+        rows, contrast = _at_one_of_few_scales(rows, contrast)
+    return contrast_statistics(rows, contrast, impl)
+
+
+def _at_one_of_few_scales(rows: Tensor, contrast: Contrast) -> tuple[Tensor, Contrast]:
+    """The same scores by a larger scale, twice as large at most, and by rows that are shorter than 1.
+
+    PyTorch compiles a graph again for each float that reaches a registered operator. So a changed temperature would
+    compile it at every step. Only a change by a factor of two does.
+    """
+    labels, log_weights, scale, *rest = contrast
+    larger = PLAIN_SCALE * 2.0**-12
+    while larger < scale:
+        larger *= 2
+    length = torch.full((), scale / larger, dtype=rows.dtype, device=rows.device).sqrt()
+    return rows * length, Contrast(labels, log_weights, larger, *rest)
