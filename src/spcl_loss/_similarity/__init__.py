@@ -52,9 +52,10 @@ def _at_one_of_few_scales(rows: Tensor, contrast: Contrast) -> tuple[Tensor, Con
     PyTorch compiles a graph again for each float that reaches a registered operator. So a changed temperature would
     compile it at every step. Only a change by a factor of two does.
     """
-    labels, log_weights, scale, *rest = contrast
+    labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype = contrast
     larger = PLAIN_SCALE * 2.0**-12
     while larger < scale:
         larger *= 2
     length = torch.full((), scale / larger, dtype=rows.dtype, device=rows.device).sqrt()
-    return rows * length, Contrast(labels, log_weights, larger, *rest)
+    contrast = Contrast(labels, log_weights, larger, num_anchors, num_grads, with_sum, product_dtype)
+    return rows * length, contrast
