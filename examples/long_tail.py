@@ -321,13 +321,18 @@ def draw(table: list[dict[str, Any]], steps: int, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows = {(row["data set"], row["batch"], row["method"], row["head"]): row for row in table}
-    figure, axes = plt.subplots(2, 2, figsize=(10, 9), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(10, 9.5), layout="constrained")
+    colors = "#999999", "#e69f00", "#009e73", "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
     for axis, dataset in zip(axes[0], SIZES, strict=True):
-        for curve, marker in zip(SHOWN, "sDo*^", strict=True):
+        sizes = class_sizes(SIZES[dataset][0])
+        for curve, color, marker in zip(SHOWN, colors, "sDo*^", strict=True):
             recall = rows[(dataset, 32, *curve)]["by class"]
-            axis.plot(class_sizes(SIZES[dataset][0]), recall, marker=marker, label=": ".join(curve))
-        axis.set(title=dataset, xscale="log", xlabel="training rows of the class", ylabel="recall on test rows")
-    axes[0, 1].legend(fontsize=8)
+            axis.plot(sizes, recall, color=color, marker=marker, label=f"{curve[0]} ({curve[1]})")
+        axis.set(title=dataset, xlabel="training rows of the class", ylabel="recall on test rows", ylim=(-0.03, 1.03))
+        axis.set_xscale("log")
+        axis.set_xticks(sizes, sizes)
+        axis.minorticks_off()
+    axes[0, 0].legend(title="method (head)", fontsize=8, loc="lower right")
     best, data = rows["digits", 32, "SPCL", "class means"], make_data("digits", 0)
     for axis, title, count in zip(axes[1], ("before training", "after training"), (0, steps), strict=True):
         encoder, _ = train(Run("digits", 32, "SPCL", 0, best["rate"], best["setting"], count))
@@ -339,9 +344,9 @@ def draw(table: list[dict[str, Any]], steps: int, path: Path) -> None:
             color = plt.get_cmap("tab10")(label)
             axis.scatter(*(points[data["test"][1] == label] @ plane).T, s=8, alpha=0.6, color=color)
             star = {"s": 200, "marker": "*", "edgecolor": "black", "zorder": 3}
-            axis.scatter(*(prototypes[label] @ plane), color=color, label=str(size), **star)
-        axis.set(title=f"digits {title}", xticks=[], yticks=[], aspect="equal")
-    axes[1, 1].legend(title="training rows", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+            axis.scatter(*(prototypes[label] @ plane), color=color, label=size, **star)
+        axis.set(title=f"digits {title}", xticks=[], yticks=[], aspect="equal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+    axes[1, 0].legend(title="test rows and prototype of the class with ... training rows", fontsize=8, ncols=5, loc=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
