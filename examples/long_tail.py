@@ -65,7 +65,7 @@ ARMS = {
     "cross-entropy + 0.2 SPCL": Arm(cross_entropy=1, contrastive=0.2),
     "cross-entropy + 1 SPCL": Arm(cross_entropy=1, contrastive=1),
 }
-REFERENCE = "weighted cross-entropy"
+REFERENCE = "cross-entropy"
 SHOWN = (  # the figure's curves: method and head
     ("cross-entropy", "own"),
     ("cross-entropy", "own, adjusted"),
@@ -291,11 +291,11 @@ def compare(recalls: dict[Run, Any]) -> list[dict[str, Any]]:
     return table
 
 
-def interval(values: np.ndarray) -> str:
+def interval(values: np.ndarray, sign: str = "") -> str:
     """The mean over seeds and half the width of its 95% interval, by Student's distribution."""
     n = len(values)
     half = student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
-    return f"{values.mean():.3f} ± {half:.3f}"
+    return f"{values.mean():{sign}.3f} ± {half:.3f}"
 
 
 def report(table: list[dict[str, Any]]) -> Iterator[str]:
@@ -312,7 +312,7 @@ def report(table: list[dict[str, Any]]) -> Iterator[str]:
             numbers[heads.index(best["head"])] = f"**{interval(best['by seed'])}**"
             groups = " / ".join(f"{best['by class'][classes].mean():.2f}" for classes in GROUPS.values())
             pairs = zip(best["by seed"], chosen[REFERENCE]["by seed"], strict=False)  # one may have more seeds
-            over = interval(np.array([ours - theirs for ours, theirs in pairs])) if method != REFERENCE else ""
+            over = interval(np.array([ours - theirs for ours, theirs in pairs]), "+") if method != REFERENCE else ""
             yield f"| {' | '.join([method, *numbers, groups, over])} |"
 
 
