@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import io
+import json
 import re
 import runpy
 from pathlib import Path
@@ -156,3 +158,20 @@ def test_the_version_is_the_same_everywhere() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == spcl_loss.__version__
     assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == spcl_loss.__version__
+
+
+def test_the_frames_of_the_interactive_page_are_what_its_script_writes() -> None:
+    script = runpy.run_path(str(ROOT / "docs/tools/play.py"))
+    frames = json.loads((ROOT / "docs/play/frames.json").read_text(encoding="utf-8"))
+    values = [list(script[name]) for name in ("STEPS", "TEMPERATURES", "SUPPORTS", "RATIOS")]
+    assert [frames[name] for name in ("steps", "temperatures", "supports", "ratios")] == values
+    settings = len(values[1]) * len(values[3])
+    assert len(frames["runs"]) == settings * (len(values[2]) + 2)
+    size = script["CLASSES"] * (script["SHOWN"] + 2)
+    assert {len(base64.b64decode(run)) for run in frames["runs"].values()} == {len(values[0]) * size}
+    # one training anew; machines round differently, so only its first frame is compared, before any step
+    again = base64.b64decode(script["run"]("spcl", values[1][0], values[2][0], values[3][0]))
+    stored = base64.b64decode(frames["runs"]["spcl 0 0 0"])
+    points = script["CLASSES"] * script["SHOWN"]
+    turns = [(a - b + 127) % 255 - 127 for a, b in zip(again[:points], stored[:points], strict=True)]
+    assert max(map(abs, turns)) <= 1

@@ -76,3 +76,28 @@ function privateEntries() {
   const headings = [...document.querySelectorAll(".doc-heading")].map(heading => heading.textContent);
   return headings.filter(text => /(^|[.\s])_\w/.test(text));
 }
+
+// The controls of the page "Try it" that do not change the picture, with the picture's shapes once it is there.
+async function deadControls() {
+  const picture = document.getElementById("play-picture");
+  for (let tries = 0; !picture.querySelector(".play-star") && tries < 200; tries++)
+    await new Promise(resolve => setTimeout(resolve, 50));
+  const look = () => [...picture.children].map(shape => shape.style.transform + shape.style.visibility).join();
+  const dead = [];
+  const change = (name, value) => {
+    const control = document.getElementById(`play-${name}`), before = look();
+    control.value = value;
+    control.dispatchEvent(new Event("input", { bubbles: true }));
+    if (look() === before) dead.push(`${name} = ${value}`);
+  };
+  change("step", 5);
+  for (const value of [0, 2]) change("ratio", value);
+  for (const value of [1, 2]) change("temperature", value);
+  for (const value of [0, 1]) change("support", value);
+  for (const value of ["supcon", "bcl", "spcl"]) change("method", value);
+  const before = document.getElementById("play-step").value;
+  document.getElementById("play-button").click();
+  await new Promise(resolve => setTimeout(resolve, 1500));
+  if (document.getElementById("play-step").value === before) dead.push("play");
+  return dead.concat(picture.querySelectorAll(".play-dot").length === 80 ? [] : ["80 points are missing"]);
+}

@@ -19,6 +19,7 @@ from browser import Browser, NoBrowserError, serve
 
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
+PLAY = "play/"
 SEARCHES = ("imbalance", "amp", "temperature")
 QUESTIONS = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 
@@ -64,6 +65,14 @@ def check_theme(page: Browser, address: str) -> list[str]:
     return found
 
 
+def check_play(page: Browser, address: str) -> list[str]:
+    """The interactive page, as a phone shows it."""
+    page.shape(390, 844, "light")
+    page.open(f"{address}/{PLAY}")
+    dead = [f"/{PLAY}: no effect of {control}" for control in ask(page, "deadControls")]
+    return dead + [f"/{PLAY}: {complaint}" for complaint in page.complaints()]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("site", type=Path, help="the folder that mkdocs has built")
@@ -88,6 +97,7 @@ def main() -> int:
                         file = name.strip("/").replace("/", "-") or "home"
                         page.screenshot(options.screenshots / f"{file}-{width}-{scheme}.png")
         faults += check_theme(page, address)
+        faults += check_play(page, address)
     print("\n".join([*faults, f"{len(pages)} pages, {len(faults)} faults"]))
     return bool(faults)
 
