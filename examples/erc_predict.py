@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from erc.data import Dialogue, load_corpus
-from erc.evaluate import Encoded, encode, heads, reference_samples
+from erc.evaluate import Array, Encoded, encode, heads, reference_samples
 from erc.files import InputError
 from erc.folder import RunFolder
 from erc.inputs import Prompts, Sample, Windows
@@ -60,7 +61,7 @@ class Classifier:
         found = iter(scores.argmax(1).tolist())
         return [[self.labels[next(found)] for _ in dialogue.turns] for dialogue in dialogues]
 
-    def training_turns(self) -> tuple[Encoded, np.ndarray]:
+    def training_turns(self) -> tuple[Encoded, Array]:
         """What the head is fitted to, and the sizes of the classes: as in the run."""
         settings, classes = self.settings, len(self.labels)
         if self.head == "linear":
@@ -83,7 +84,7 @@ class Classifier:
         return encode(self.model, samples, self.accelerator, padding=padding, batch_size=size, what=what)
 
 
-def read_weights(path: Path) -> tuple[Settings, tuple[str, ...], dict]:
+def read_weights(path: Path) -> tuple[Settings, tuple[str, ...], dict[str, Tensor]]:
     """What best.safetensors holds: the run's settings, its classes and the weights."""
     try:
         with safe_open(path, "pt") as file:

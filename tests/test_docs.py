@@ -9,6 +9,8 @@ import io
 import json
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,7 +139,17 @@ def test_code_is_no_wider_than_88_columns(page: Path) -> None:
 @pytest.mark.parametrize("module", sorted((ROOT / "src/spcl_loss").rglob("*.py")), ids=page_id)
 def test_docstrings_call_their_examples_as_the_site_expects(module: Path) -> None:
     # a section "Example:" becomes a box, with the lines of the example run together
-    assert not re.search(r"^ *Example:$", module.read_text(encoding="utf-8"), re.MULTILINE)
+    text = module.read_text(encoding="utf-8")
+    assert not re.search(r"^ *Example:$", text, re.MULTILINE)
+    assert not re.search(r"^ *(?:>>>|\.\.\.) .{85,}$", text, re.MULTILINE)  # 88 columns, as on every page
+
+
+def test_without_a_browser_the_measuring_of_the_site_fails_and_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<p>a page</p>", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "docs/tools/check_site.py"), str(tmp_path)]
+    run = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "neither is installed. Install one" in run.stderr
 
 
 def test_workflows_call_what_the_makefile_has() -> None:

@@ -73,7 +73,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         >>> sampler = DifficultyCurriculumSampler(torch.linspace(0, 1, 100), num_epochs=5)
         >>> for epoch in range(5):
         ...     sampler.set_epoch(epoch)
-        ...     batches = torch.utils.data.DataLoader(range(100), batch_size=10, sampler=sampler)
+        ...     batches = torch.utils.data.DataLoader(range(100), 10, sampler=sampler)
         >>> len(sampler)
         50
 

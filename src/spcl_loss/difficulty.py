@@ -125,8 +125,10 @@ def prototype_difficulty_blocks(
 
     Examples:
         >>> import torch
-        >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 1, 1])
-        >>> blocks = [(rows, embeddings[rows], labels[rows]) for rows in torch.arange(3).split(2)]
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> labels = torch.tensor([0, 1, 1])
+        >>> parts = torch.arange(3).split(2)
+        >>> blocks = [(rows, embeddings[rows], labels[rows]) for rows in parts]
         >>> prototype_difficulty_blocks(blocks, 3, centers=torch.eye(2))
         tensor([0.0000, 0.0000, 0.5000])
 

@@ -100,7 +100,9 @@ def supervised_prototypical_contrastive_loss(
         >>> embeddings = torch.tensor([[1.0, 0.1], [0.9, 0.0], [0.0, 1.0]])
         >>> labels = torch.tensor([0, 0, 1])
         >>> prototypes = torch.eye(2)
-        >>> loss = supervised_prototypical_contrastive_loss(embeddings, labels, prototypes, temperature=0.1)
+        >>> loss = supervised_prototypical_contrastive_loss(
+        ...     embeddings, labels, prototypes, temperature=0.1
+        ... )
         >>> print(f"{loss:.4f}")
         0.4762
 

@@ -47,7 +47,7 @@ class PrototypeMemory(Restorable):
 
     Examples:
         >>> import torch
-        >>> memory = PrototypeMemory(num_classes=2, embedding_dim=3, queue_size=4, support_size=2)
+        >>> memory = PrototypeMemory(2, 3, queue_size=4, support_size=2)
         >>> memory.update(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64))
         >>> memory.counts
         tensor([4, 0])
