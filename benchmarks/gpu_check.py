@@ -20,7 +20,7 @@ from spcl_loss import METHODS
 from spcl_loss import supervised_prototypical_contrastive_loss as loss
 
 CLASSES = 7
-# One per path of the kernels: few rows, tiles, ragged widths, sorted rows, a workspace in several strips.
+# One per path of the kernels: few rows, tiles, ragged widths, sorted rows, a workspace in several bands.
 SHAPES = ((33, 64), (200, 1024), (300, 100), (1500, 768), (5000, 300), (9000, 768), (20000, 64), (20500, 256))
 LEARNED_PROTOTYPES, NO_PROTOTYPES = ("bcl", "eacl"), ("supcon",)
 STEEP = 0.005  # a temperature at which exponentials overflow in float32

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, _distributed, _numerics
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Contrast, dense, operator, sharded, strips
-from spcl_loss._similarity.contrast import Upstream
+from spcl_loss._similarity import Comparison, dense, operator, sharded, strips
+from spcl_loss._similarity.comparison import Upstream
 
 IMPLS = ["dense", "strips"]
 OPTIONS = [METHODS["spcl"] | {"easy_threshold": 0.3}, METHODS["spdcl"], METHODS["bcl"], METHODS["eacl"]]
@@ -47,19 +47,19 @@ def test_each_half_stands_alone(monkeypatch, tile_bytes, scale):
     embeddings, labels = batch(29, dtype=torch.float64)
     labels[[3, 17]] = -1
     rows = torch.nn.functional.normalize(embeddings).detach().requires_grad_()
-    contrast = Contrast(labels, None, scale, 23, 29, True, torch.float64)
-    exact = dense.statistics(rows, contrast)
+    comparison = Comparison(labels, None, scale, 23, 29, True, torch.float64)
+    exact = dense.statistics(rows, comparison)
     grads = torch.rand(3, 23, dtype=torch.float64) * (labels[:23] >= 0)
     (expected,) = torch.autograd.grad((torch.stack(exact) * grads).sum(), rows)
     rows = rows.detach()
     for few in (0, 1, 10):
-        of_few = contrast._replace(num_anchors=few, num_grads=few)
-        found = operator.contrast_statistics(rows, of_few, "strips")
+        of_few = comparison._replace(num_anchors=few, num_grads=few)
+        found = operator.similarity_statistics(rows, of_few, "strips")
         valid = labels[:few] >= 0
         for ours, of_all in zip(found, exact, strict=True):
             torch.testing.assert_close(ours[valid], of_all.detach()[:few][valid])
         upstream = Upstream(exact[0].detach(), exact[1].detach(), grads)
-        gradient = operator.contrast_gradient(rows, of_few, upstream, "strips")
+        gradient = operator.similarity_gradient(rows, of_few, upstream, "strips")
         torch.testing.assert_close(gradient, expected[:few])
 
 
@@ -71,15 +71,15 @@ def test_the_gradient_of_dense_is_that_of_its_definition(num_anchors, num_grads,
     rows, labels = batch(29, dtype=torch.float64)
     rows.data[[3, 22]], labels[[3, 22]] = torch.nan, -1
     log_weights = -torch.rand(29, dtype=torch.float64) if weighted else None
-    contrast = Contrast(labels, log_weights, 7.0, num_anchors, num_grads, with_sum, torch.float64)
+    comparison = Comparison(labels, log_weights, 7.0, num_anchors, num_grads, with_sum, torch.float64)
     grads = torch.rand(3, num_anchors, dtype=torch.float64) * (labels[:num_anchors] >= 0)
 
     def differentiated(statistics):
         loss = (torch.stack(statistics) * grads).sum()
         return loss.detach(), torch.autograd.grad(loss, rows)[0][:num_grads]
 
-    found = differentiated(dense.statistics_of(rows.split([20, 6, 3]), contrast))
-    expected = differentiated(dense.statistics(_numerics.unit_rows(rows, labels < 0), contrast))
+    found = differentiated(dense.statistics_of(rows.split([20, 6, 3]), comparison))
+    expected = differentiated(dense.statistics(_numerics.unit_rows(rows, labels < 0), comparison))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -172,6 +172,28 @@ def test_the_watch_notices_a_value_read():
         bool(torch.tensor(1) > 0)
 
 
+class _Computing(TorchDispatchMode):
+    """Counts the operators that compute something. A registered operator counts as one."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += not function.is_view and not any(name in function.__name__ for name in ("empty", "detach"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("N", "most"), [(32, 130), (300, 112), (4096, 112)])
+def test_few_operators_a_step(N, most, monkeypatch):
+    """Their number decides how long a step of few rows takes: some 5 microseconds each."""
+    monkeypatch.setattr("spcl_loss._checks._check_label_values", lambda *_: None)
+    criterion = SupervisedPrototypicalContrastiveLoss(4, 8)
+    embeddings, labels = batch(N)
+    criterion(embeddings, labels)
+    with _Computing() as computing:
+        torch.autograd.grad(criterion(embeddings, labels), embeddings)
+    assert 50 < computing.number <= most
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to wait for")
 @pytest.mark.parametrize("impl", IMPLS)
 def test_no_host_synchronisation(impl):
@@ -248,14 +270,14 @@ def test_products_in_half_precision_round_the_operands_only(dtype):
     """What a GPU computes for half inputs, with its products emulated: statistics and gradients stay float32."""
     rows = torch.nn.functional.normalize(torch.randn(300, 64)).to(dtype).float()
     labels = torch.arange(300) % 7
-    contrast = Contrast(labels, None, 10.0, 280, 300, True, torch.float32)
-    halves = contrast._replace(product_dtype=dtype)
-    exact = strips.statistics(rows, contrast)
+    comparison = Comparison(labels, None, 10.0, 280, 300, True, torch.float32)
+    halves = comparison._replace(product_dtype=dtype)
+    exact = strips.statistics(rows, comparison)
     ours = strips.statistics(rows, halves)
     torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-4)
     grads = torch.randn(3, 280) * 1e-6  # as small as a mean over many rows makes them
     upstream = Upstream(exact[0], exact[1], grads)
-    expected = strips.gradient(rows, contrast, upstream)
+    expected = strips.gradient(rows, comparison, upstream)
     error = strips.gradient(rows, halves, upstream) - expected
     assert error.norm() < 2 * torch.finfo(dtype).eps * expected.norm()
 

@@ -35,8 +35,8 @@ class Ranks(NamedTuple):
 class Batch(NamedTuple):
     """What the loss of a batch is computed from. With `ranks` the rows are those of all of them, in rank order.
 
-    In compiled code use neither `_asdict` nor `_replace`, here and in `Options` and `Contrast`: torch 2.6 cannot trace
-    these.
+    In compiled code use neither `_asdict` nor `_replace`, here and in `Options` and `Comparison`: torch 2.6 cannot
+    trace these.
     """
 
     embeddings: Tensor  # (N, D)

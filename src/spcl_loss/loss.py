@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spcl_loss._checks import check_device, check_embeddings, check_floating, check_labels, check_mask, check_size
 from spcl_loss._distributed import Batch, gather_batch, refusing_together, world_size
 from spcl_loss._numerics import computed_dtype, full_precision, product_dtype
-from spcl_loss._similarity import Contrast, Statistics, compare
+from spcl_loss._similarity import Comparison, Statistics, compare
 from spcl_loss.methods import ContrastKind, Impl, Options, Positives, Reduction, Similarity
 
 
@@ -150,8 +150,8 @@ def losses_of_anchors(batch: Batch, options: Options) -> tuple[Tensor, Tensor, T
     """(A,) losses, (A,) which of them do not count, (R,) labels of all candidates, (R,) class sizes."""
     labels = _labels_of_candidates(batch, options.ignore_index)
     class_sizes = _class_sizes(labels)
-    contrast = _contrast(batch, labels, class_sizes, options)
-    statistics = compare(_candidates(batch), contrast, options.impl, batch.ranks)
+    comparison = _comparison(batch, labels, class_sizes, options)
+    statistics = compare(_candidates(batch), comparison, options.impl, batch.ranks)
     losses, skipped = _anchor_losses(statistics, labels, class_sizes, options)
     if options.easy_threshold is not None:
         skipped = skipped | (losses <= options.easy_threshold)  # a NaN is not skipped
@@ -184,7 +184,7 @@ def _candidates(batch: Batch) -> tuple[Tensor, ...]:
     return tuple(rows.to(dtype) for rows in (batch.embeddings, batch.prototypes, batch.candidates) if rows is not None)
 
 
-def _contrast(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Options) -> Contrast:
+def _comparison(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Options) -> Comparison:
     num_rows = batch.embeddings.shape[0]
     with_prototypes = num_rows + (0 if batch.prototypes is None else batch.prototypes.shape[0])
     num_anchors = with_prototypes if options.prototype_anchors else num_rows
@@ -196,7 +196,7 @@ def _contrast(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Option
     balanced = options.contrast == "class_balanced"
     # The constant 0.5 / temperature of the shifted cosine cancels in every loss.
     factor = 0.5 if options.similarity == "shifted_cosine" else 1.0
-    return Contrast(
+    return Comparison(
         labels=labels,
         log_weights=-class_sizes.to(computed_dtype(batch.embeddings)).log() if balanced else None,
         scale=factor / options.temperature,

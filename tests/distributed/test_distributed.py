@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import rank_questions
 import rank_training as training
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Contrast, strips
-from spcl_loss._similarity.contrast import Upstream
+from spcl_loss._similarity import Comparison, strips
+from spcl_loss._similarity.comparison import Upstream
 from support import ranks
 
 WORLD_SIZES = [1, 2, 3, 4]
@@ -256,7 +256,7 @@ class TestScaling:
             return 2 * left[0] * left[1] * right[1]
 
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: of_addmm}) as counter:
-            contrast = Contrast(labels, None, 5.0, n, n, False, torch.float32)
-            strips.statistics(rows, contrast)
-            strips.gradient(rows, contrast, Upstream(torch.ones(N), torch.ones(N), torch.ones(3, N)))
+            comparison = Comparison(labels, None, 5.0, n, n, False, torch.float32)
+            strips.statistics(rows, comparison)
+            strips.gradient(rows, comparison, Upstream(torch.ones(N), torch.ones(N), torch.ones(3, N)))
         assert counter.get_total_flops() == pytest.approx(self.formulas["operations"](N, world_size, D), rel=0.05)

@@ -56,11 +56,11 @@ def _replace_language_once(monkeypatch):
 
 
 def choose(monkeypatch, path, descriptors=True):
-    """Sends any size through one path; strips and workspace of few tiles, so that there are several."""
+    """Sends any size through one path; bands and workspace of few tiles, so that there are several."""
     monkeypatch.setattr(config, "SMALL_ROWS", 10**6 if path == "small" else 0)
     monkeypatch.setattr(config, "SORTED_ROWS", 0 if path.endswith("sorted") else 10**9)
-    monkeypatch.setattr(config, "STRIP_ROWS", 32)
-    monkeypatch.setattr(config, "H_STRIP_ROWS", 32)
+    monkeypatch.setattr(config, "BAND_ROWS", 32)
+    monkeypatch.setattr(config, "H_BAND_ROWS", 32)
     monkeypatch.setattr(config, "WORKSPACE_BYTES", 6000)
     monkeypatch.setattr(config, "has_tensor_descriptors", lambda architecture: descriptors)
 

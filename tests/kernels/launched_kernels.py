@@ -19,7 +19,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from spcl_loss._similarity.contrast import Contrast, Upstream
+from spcl_loss._similarity.comparison import Comparison, Upstream
 from spcl_loss._similarity.kernels import config, dispatch, tiles
 
 WIDTH = 1000  # no multiple of 16: the launchers pad the operands, so this compiles what an aligned width compiles
@@ -62,9 +62,9 @@ def run_paths(dtype, sizes):
     config.SORTED_ROWS = 0
     for num_rows, scale in itertools.product(sizes, (10.0, 100.0)):
         rows, labels = torch.randn(num_rows, WIDTH), torch.randint(5, (num_rows,))
-        contrast = Contrast(labels, None, scale, 90, 95, True, dtype)
-        found = dispatch.statistics(rows, contrast)
-        dispatch.gradient(rows, contrast, Upstream(*found[:2], torch.randn(3, 90)))
+        comparison = Comparison(labels, None, scale, 90, 95, True, dtype)
+        found = dispatch.statistics(rows, comparison)
+        dispatch.gradient(rows, comparison, Upstream(*found[:2], torch.randn(3, 90)))
 
 
 def stack_bytes(cubin):

@@ -11,7 +11,7 @@ import triton
 
 from interpreted import WARNINGS, choose, dispatch, interpret
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Contrast, operator, strips
+from spcl_loss._similarity import Comparison, operator, strips
 from spcl_loss._similarity.kernels import config, probe
 from support import oracle
 
@@ -36,10 +36,10 @@ def on_a_gpu(monkeypatch):
     return lambda impl: oracle.value_and_gradients(spcl, *tensors, impl=impl)
 
 
-def contrast(device=("cuda", 0), product_dtype=torch.bfloat16):
+def comparison(device=("cuda", 0), product_dtype=torch.bfloat16):
     """What the choice of a backend looks at."""
     labels = SimpleNamespace(device=torch.device(*device), shape=(4,))
-    return Contrast(labels, None, 10.0, 4, 4, False, product_dtype)
+    return Comparison(labels, None, 10.0, 4, 4, False, product_dtype)
 
 
 def equal(found, expected):
@@ -48,25 +48,25 @@ def equal(found, expected):
 
 def test_auto_takes_the_kernels_where_they_run(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(operator, "kernels_work", lambda device, contrast: True)
+    monkeypatch.setattr(operator, "kernels_work", lambda device, comparison: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert operator._backend("auto", contrast()) is dispatch
-    assert not operator.uses_dense("auto", contrast())
-    assert operator._backend("triton", contrast()) is dispatch
-    assert operator._backend("strips", contrast()) is strips
-    for other in (contrast(("cpu",)), contrast(product_dtype=torch.float64)):
+    assert operator._backend("auto", comparison()) is dispatch
+    assert not operator.uses_dense("auto", comparison())
+    assert operator._backend("triton", comparison()) is dispatch
+    assert operator._backend("strips", comparison()) is strips
+    for other in (comparison(("cpu",)), comparison(product_dtype=torch.float64)):
         assert operator._backend("auto", other) is strips
         assert operator.uses_dense("auto", other)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert operator._backend("auto", contrast()) is strips
+    assert operator._backend("auto", comparison()) is strips
     with pytest.raises(ValueError, match=r"compute capability 8\.0"):
-        operator._backend("triton", contrast())
+        operator._backend("triton", comparison())
 
 
 def test_auto_leaves_full_float32_to_the_vendors_products(monkeypatch):
-    monkeypatch.setattr(operator, "kernels_work", lambda device, contrast: True)
+    monkeypatch.setattr(operator, "kernels_work", lambda device, comparison: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    in_float32 = contrast(product_dtype=torch.float32)
+    in_float32 = comparison(product_dtype=torch.float32)
     for precision, taken in [("ieee", strips), ("tf32", dispatch)]:
         monkeypatch.setattr(config, "_allows_tf32", lambda precision=precision: precision == "tf32")
         assert operator._backend("auto", in_float32) is taken
@@ -81,10 +81,10 @@ def test_auto_leaves_full_float32_to_the_vendors_products(monkeypatch):
 def test_auto_does_without_triton(monkeypatch, installed, reason):
     monkeypatch.setitem(sys.modules, "triton", installed and SimpleNamespace(__version__=installed))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert operator._backend("auto", contrast()) is strips
-    assert operator.uses_dense("auto", contrast())
+    assert operator._backend("auto", comparison()) is strips
+    assert operator.uses_dense("auto", comparison())
     with pytest.raises(ValueError, match=reason):
-        operator._backend("triton", contrast())
+        operator._backend("triton", comparison())
 
 
 @pytest.mark.parametrize("version", ["3.6.0", "3.10.0+git1234", "4.0.0"])
@@ -146,13 +146,13 @@ def test_kernels_are_not_tried_during_a_capture(monkeypatch, on_a_gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.warns(RuntimeWarning, match="before the capture"):
-        assert not probe.kernels_work(torch.device("cpu"), contrast(("cpu",)))
+        assert not probe.kernels_work(torch.device("cpu"), comparison(("cpu",)))
     assert probe._works == {}
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(probe, "_errors", lambda *args: [0.0] * 4)
-    assert probe.kernels_work(torch.device("cpu"), contrast(("cpu",)))
+    assert probe.kernels_work(torch.device("cpu"), comparison(("cpu",)))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert probe.kernels_work(torch.device("cpu"), contrast(("cpu",)))
+    assert probe.kernels_work(torch.device("cpu"), comparison(("cpu",)))
 
 
 def test_kernels_are_not_tried_while_a_graph_is_traced(monkeypatch, on_a_gpu):
@@ -173,9 +173,9 @@ def test_kernels_are_not_tried_while_a_graph_is_traced(monkeypatch, on_a_gpu):
 def test_a_graph_traced_on_a_gpu_decides_for_few_rows_without_asking_the_device(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(config, "preferred", lambda *args: pytest.fail("asked"))
-    assert not operator.uses_dense("auto", contrast())
-    assert operator.uses_dense("auto", contrast(product_dtype=torch.float32))
-    assert operator.uses_dense("auto", contrast(("cpu",)))
+    assert not operator.uses_dense("auto", comparison())
+    assert operator.uses_dense("auto", comparison(product_dtype=torch.float32))
+    assert operator.uses_dense("auto", comparison(("cpu",)))
 
 
 def test_without_a_working_gpu_driver_auto_goes_on():

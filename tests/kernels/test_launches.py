@@ -8,8 +8,8 @@ import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interpreted import PATHS, WARNINGS, backward, choose, dispatch, interpret, interpreter
-from spcl_loss._similarity import Contrast
-from spcl_loss._similarity.contrast import Upstream
+from spcl_loss._similarity import Comparison
+from spcl_loss._similarity.comparison import Upstream
 from spcl_loss._similarity.kernels import config
 
 pytestmark = WARNINGS
@@ -92,12 +92,12 @@ def test_a_race_is_seen(monkeypatch, kernel):
 def test_programs_of_a_launch_are_independent(monkeypatch, path, scale, descriptors):
     choose(monkeypatch, path, descriptors)
     rows, labels = torch.nn.functional.normalize(torch.randn(45, 20)), torch.randint(-1, 3, (45,))
-    contrast = Contrast(labels, torch.randn(45), scale, 39, 43, True, torch.float16)
+    comparison = Comparison(labels, torch.randn(45), scale, 39, 43, True, torch.float16)
     grads = torch.randn(3, 39) * (labels[:39] >= 0)
 
     def run():
-        found = dispatch.statistics(rows, contrast)
-        return [*found, dispatch.gradient(rows, contrast, Upstream(*found[:2], grads))]
+        found = dispatch.statistics(rows, comparison)
+        return [*found, dispatch.gradient(rows, comparison, Upstream(*found[:2], grads))]
 
     expected = run()
     programs = Programs(monkeypatch)
@@ -126,9 +126,9 @@ def launches(monkeypatch):
 
 def step(num_rows):
     rows, labels = torch.zeros(num_rows, 16), torch.zeros(num_rows, dtype=torch.int64)
-    contrast = Contrast(labels, None, 10.0, num_rows, num_rows, False, torch.bfloat16)
-    negative, positive, _ = dispatch.statistics(rows, contrast)
-    dispatch.gradient(rows, contrast, Upstream(negative, positive, torch.zeros(3, num_rows)))
+    comparison = Comparison(labels, None, 10.0, num_rows, num_rows, False, torch.bfloat16)
+    negative, positive, _ = dispatch.statistics(rows, comparison)
+    dispatch.gradient(rows, comparison, Upstream(negative, positive, torch.zeros(3, num_rows)))
 
 
 def computed_scores(kernel, num_programs, arguments):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interpreted import PATHS, WARNINGS, choose, dispatch, interpret, tiles
-from spcl_loss._similarity import Contrast, dense
-from spcl_loss._similarity.contrast import Upstream
+from spcl_loss._similarity import Comparison, dense
+from spcl_loss._similarity.comparison import Upstream
 from spcl_loss._similarity.kernels import config
 
 pytestmark = WARNINGS
@@ -30,7 +30,9 @@ def problem(seed, num_rows, width, num_anchors, num_grads, scale, dtype, weighte
     log_weights = torch.randn(num_rows, generator=generator) - 1 if weighted else None
     exact = rows.to(dtype).double().requires_grad_()
     weights = None if log_weights is None else log_weights.double()
-    expected = dense.statistics(exact, Contrast(labels, weights, scale, num_anchors, num_rows, with_sum, torch.float64))
+    expected = dense.statistics(
+        exact, Comparison(labels, weights, scale, num_anchors, num_rows, with_sum, torch.float64)
+    )
     grads = torch.randn(3, num_anchors, generator=generator) * (labels[:num_anchors] >= 0)
     for statistic in range(2):
         grads[statistic] *= expected[statistic] > dense.LOG_ZERO / 2
@@ -45,13 +47,13 @@ def check(arguments, grads, expected, expected_gradient, with_sum, dtype):
     """Float32 sums of scores rounded at the scale's size; H is rounded to the products' dtype."""
     rows, labels, log_weights, scale = arguments
     num_anchors = grads.shape[1]
-    contrast = Contrast(labels, log_weights, scale, num_anchors, len(expected_gradient), with_sum, dtype)
-    found = dispatch.statistics(rows, contrast)
+    comparison = Comparison(labels, log_weights, scale, num_anchors, len(expected_gradient), with_sum, dtype)
+    found = dispatch.statistics(rows, comparison)
     counts = labels[:num_anchors] >= 0
     tolerance = 1e-6 * max(scale, 10)
     for value, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(value[counts].double(), reference[counts], rtol=1e-6, atol=tolerance)
-    gradient = dispatch.gradient(rows, contrast, Upstream(*found[:2], grads))
+    gradient = dispatch.gradient(rows, comparison, Upstream(*found[:2], grads))
     assert gradient.shape == expected_gradient.shape
     counts = labels[: len(expected_gradient)] >= 0
     size = expected_gradient[counts].norm()
@@ -87,10 +89,10 @@ def test_rows_at_an_odd_address_are_copied(monkeypatch, path):
     (rows, labels, log_weights, scale), grads, *_ = problem(1, 41, 48, 37, 41, 20.0, torch.float32, True, True)
     shifted = torch.empty(rows.numel() + 1)[1:].view_as(rows).copy_(rows)
     assert shifted.is_contiguous() and shifted.data_ptr() % 16
-    contrast = Contrast(labels, log_weights, scale, 37, 41, True, torch.float32)
-    found, expected = (dispatch.statistics(some, contrast) for some in (shifted, rows))
+    comparison = Comparison(labels, log_weights, scale, 37, 41, True, torch.float32)
+    found, expected = (dispatch.statistics(some, comparison) for some in (shifted, rows))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    gradients = [dispatch.gradient(some, contrast, Upstream(*found[:2], grads)) for some in (shifted, rows)]
+    gradients = [dispatch.gradient(some, comparison, Upstream(*found[:2], grads)) for some in (shifted, rows)]
     assert torch.equal(*gradients)
 
 
@@ -109,7 +111,7 @@ def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     assert torch.equal(order.sort().values, torch.arange(220)) and torch.equal(order[210:], torch.arange(210, 220))
     assert torch.equal(dispatch._restored(labels[order], order), labels)
     tile = config.TILES["interpreter"]["ieee"]["forward"]
-    reordered = Contrast(labels[order], None, 10.0, 210, 220, False, torch.float32)
+    reordered = Comparison(labels[order], None, 10.0, 210, 220, False, torch.float32)
     _, (least, greatest), _ = tiles.described_rows(made[0][0][order], reordered, tile)
     whole = least == greatest
     assert (whole[:, None] & whole & (least[:, None] == least)).triu(2).any()  # a tile is two groups wide
@@ -154,13 +156,13 @@ def test_each_half_stands_alone(monkeypatch, path, scale):
         (rows, labels, log_weights, _), grads, expected, gradient = problem(
             5, 60, 20, 50, few, scale, dtype, True, True
         )
-        contrast = Contrast(labels, log_weights, scale, few, few, True, dtype)
-        found = dispatch.statistics(rows, contrast)
+        comparison = Comparison(labels, log_weights, scale, few, few, True, dtype)
+        found = dispatch.statistics(rows, comparison)
         valid = labels[:few] >= 0
         for of_few, of_all in zip(found, expected, strict=True):
             torch.testing.assert_close(of_few[valid].double(), of_all[:few][valid], rtol=1e-6, atol=1e-6 * scale)
         statistics = [value.float() for value in expected[:2]]
-        found = dispatch.gradient(rows, contrast, Upstream(*statistics, grads))
+        found = dispatch.gradient(rows, comparison, Upstream(*statistics, grads))
         assert (found - gradient).norm() <= rounding * gradient.norm()
 
 
@@ -168,14 +170,14 @@ def test_each_half_stands_alone(monkeypatch, path, scale):
 def test_no_anchor(monkeypatch, path):
     choose(monkeypatch, path)
     rows, labels = torch.eye(3), torch.arange(3)
-    contrast = Contrast(labels, None, 10.0, 0, 2, False, torch.float32)
-    found = dispatch.statistics(rows, contrast)
+    comparison = Comparison(labels, None, 10.0, 0, 2, False, torch.float32)
+    found = dispatch.statistics(rows, comparison)
     assert [value.shape for value in found] == [(0,)] * 3
     empty = torch.empty(0)
-    gradient = dispatch.gradient(rows, contrast, Upstream(empty, empty, torch.empty(3, 0)))
+    gradient = dispatch.gradient(rows, comparison, Upstream(empty, empty, torch.empty(3, 0)))
     assert torch.equal(gradient, torch.zeros(2, 3))
     upstream = Upstream(torch.ones(3), torch.ones(3), torch.ones(3, 3))
-    gradient = dispatch.gradient(rows, contrast._replace(num_anchors=3, num_grads=0), upstream)
+    gradient = dispatch.gradient(rows, comparison._replace(num_anchors=3, num_grads=0), upstream)
     assert gradient.shape == (0, 3)
 
 
@@ -186,8 +188,8 @@ def test_not_a_number_comes_through(monkeypatch, path, scale):
     (rows, labels, _, _), *_ = problem(2, 40, 20, 40, 40, scale, torch.float32, False, False, num_classes=2)
     labels = labels.abs()
     rows = rows.index_fill(0, torch.tensor(7), torch.nan)
-    contrast = Contrast(labels, None, scale, 40, 40, False, torch.float32)
-    negative, positive, _ = dispatch.statistics(rows, contrast)
+    comparison = Comparison(labels, None, scale, 40, 40, False, torch.float32)
+    negative, positive, _ = dispatch.statistics(rows, comparison)
     others = torch.arange(40) != 7
     same = labels == labels[7]
     assert positive[same].isnan().all() and negative[others & ~same].isnan().all()
@@ -198,8 +200,8 @@ def test_not_a_number_comes_through(monkeypatch, path, scale):
 def test_twice_the_same_bits(monkeypatch, path):
     choose(monkeypatch, path)
     (rows, labels, _, scale), *_ = problem(3, 60, 24, 60, 60, 10.0, torch.float32, False, False)
-    contrast = Contrast(labels, None, scale, 60, 60, True, torch.float32)
-    once, again = (dispatch.statistics(rows, contrast) for _ in range(2))
+    comparison = Comparison(labels, None, scale, 60, 60, True, torch.float32)
+    once, again = (dispatch.statistics(rows, comparison) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
@@ -212,10 +214,10 @@ def test_what_is_kept_between_kernels_is_bounded(dtype, num_rows, num_anchors):
     height, breadth = config.workspace_shape(num_rows, num_anchors, tile, dtype)
     assert height % tile.rows == 0 < height and breadth % tile.columns == 0 < breadth
     assert height * breadth * dtype.itemsize <= config.WORKSPACE_BYTES
-    strips = config.forward_strips(num_rows, num_anchors, tile)
-    assert [first for first, _ in strips] == [0, *itertools.accumulate(height for _, height in strips)][:-1]
-    assert sum(height for _, height in strips) == num_anchors
-    for _, height in strips:
+    bands = config.forward_bands(num_rows, num_anchors, tile)
+    assert [first for first, _ in bands] == [0, *itertools.accumulate(height for _, height in bands)][:-1]
+    assert sum(height for _, height in bands) == num_anchors
+    for _, height in bands:
         # Three float32 statistics for each row and block of columns, and the other way round: a tile more at the edges.
         blocks = (
             -(-height // tile.rows) * (num_rows + tile.columns),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from interpreted import PATHS, WARNINGS, choose, interpret, tiles
 from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Contrast, operator
+from spcl_loss._similarity import Comparison, operator
 from spcl_loss._similarity.kernels import config
 from support import oracle
 
@@ -193,7 +193,7 @@ def test_float32_products_obey_the_matmul_precision(setting, precision):
     torch.set_float32_matmul_precision(setting)
     try:
         assert config.precision(torch.float32) == precision
-        contrast = Contrast(torch.arange(3), None, 10.0, 3, 3, False, torch.float32)
+        contrast = Comparison(torch.arange(3), None, 10.0, 3, 3, False, torch.float32)
         constants = tiles.product_constants(config.TILES["sm_90"][precision]["forward"], contrast)
         assert constants["PRECISION"] == precision
         assert config.precision(torch.bfloat16) == "half"

@@ -8,21 +8,21 @@ from torch import Tensor
 from spcl_loss._distributed import Ranks
 from spcl_loss._numerics import PLAIN_SCALE, unit_rows
 from spcl_loss._similarity import dense
-from spcl_loss._similarity.contrast import Contrast, Statistics
-from spcl_loss._similarity.operator import contrast_statistics, uses_dense
+from spcl_loss._similarity.comparison import Comparison, Statistics
+from spcl_loss._similarity.operator import similarity_statistics, uses_dense
 from spcl_loss._similarity.sharded import statistics_of_all_ranks
 
-__all__ = ["Contrast", "Statistics", "compare"]
+__all__ = ["Comparison", "Statistics", "compare"]
 
 
-def compare(blocks: tuple[Tensor, ...], contrast: Contrast, impl: str, ranks: Ranks | None = None) -> Statistics:
+def compare(blocks: tuple[Tensor, ...], comparison: Comparison, impl: str, ranks: Ranks | None = None) -> Statistics:
     """Statistics of each anchor's scores s_ij = scale * cos(rows_i, rows_j), without keeping the scores.
 
     Every row is a candidate of every other row.
 
     Args:
         blocks: (R, D) float32 or float64 rows of any length, in blocks. A row that is no candidate may hold anything.
-        contrast: what is compared and what is wanted. The statistics of an anchor that is no candidate mean nothing.
+        comparison: what is compared and what is wanted. The statistics of an anchor that is no candidate mean nothing.
         impl: "auto", "dense", "strips" or "triton"; decides how it is computed, never what.
         ranks: the ranks that share these rows, each of which computes a part; None for one process.
 
@@ -31,31 +31,31 @@ def compare(blocks: tuple[Tensor, ...], contrast: Contrast, impl: str, ranks: Ra
         the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
         latter scores. The logarithm of an empty sum is about `dense.LOG_ZERO`.
     """
-    if uses_dense(impl, contrast):
-        return dense.statistics_of(blocks, contrast)
+    if uses_dense(impl, comparison):
+        return dense.statistics_of(blocks, comparison)
     if torch._C._functorch.maybe_current_level() is not None:
         raise NotImplementedError(
             f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
         )
     rows = torch.cat(blocks)
     if ranks is not None:
-        return statistics_of_all_ranks(rows, contrast, impl, ranks)
-    rows = unit_rows(rows, contrast.labels < 0)
+        return statistics_of_all_ranks(rows, comparison, impl, ranks)
+    rows = unit_rows(rows, comparison.labels < 0)
     if torch.compiler.is_compiling():
-        rows, contrast = _at_one_of_few_scales(rows, contrast)
-    return contrast_statistics(rows, contrast, impl)
+        rows, comparison = _at_one_of_few_scales(rows, comparison)
+    return similarity_statistics(rows, comparison, impl)
 
 
-def _at_one_of_few_scales(rows: Tensor, contrast: Contrast) -> tuple[Tensor, Contrast]:
+def _at_one_of_few_scales(rows: Tensor, comparison: Comparison) -> tuple[Tensor, Comparison]:
     """The same scores by a larger scale, twice as large at most, and by rows that are shorter than 1.
 
     PyTorch compiles a graph again for each float that reaches a registered operator. So a changed temperature would
     compile it at every step. Only a change by a factor of two does.
     """
-    labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype = contrast
+    labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype = comparison
     larger = PLAIN_SCALE * 2.0**-12
     while larger < scale:
         larger *= 2
     length = torch.full((), scale / larger, dtype=rows.dtype, device=rows.device).sqrt()
-    contrast = Contrast(labels, log_weights, larger, num_anchors, num_grads, with_sum, product_dtype)
-    return rows * length, contrast
+    comparison = Comparison(labels, log_weights, larger, num_anchors, num_grads, with_sum, product_dtype)
+    return rows * length, comparison

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spcl_loss._numerics import full_precision
 from spcl_loss._similarity import strips
-from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
+from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import config
 from spcl_loss._similarity.kernels.probe import kernels_work
 
@@ -22,57 +22,57 @@ from spcl_loss._similarity.kernels.probe import kernels_work
 _DENSE_ROWS = 128
 
 
-def contrast_statistics(rows: Tensor, contrast: Contrast, impl: str) -> Statistics:
+def similarity_statistics(rows: Tensor, comparison: Comparison, impl: str) -> Statistics:
     """See `spcl_loss._similarity.compare`; here all rows are of unit length, or zero, and `impl` is not "dense"."""
-    outputs: Statistics = _statistics_op(rows, *contrast, impl)
+    outputs: Statistics = _statistics_op(rows, *comparison, impl)
     return outputs
 
 
-def contrast_gradient(rows: Tensor, contrast: Contrast, upstream: Upstream, impl: str) -> Tensor:
+def similarity_gradient(rows: Tensor, comparison: Comparison, upstream: Upstream, impl: str) -> Tensor:
     """The gradient (G, D) of the leading rows, complete, from the statistics of all anchors.
 
     Args:
-        rows: (R, D), as for `contrast_statistics`.
-        contrast: as for `contrast_statistics`; `num_grads` may be more or less than the number of anchors.
+        rows: (R, D), as for `similarity_statistics`.
+        comparison: as for `similarity_statistics`; `num_grads` may be more or less than the number of anchors.
         upstream: the statistics of all anchors and their gradients.
-        impl: as for `contrast_statistics`.
+        impl: as for `similarity_statistics`.
     """
-    gradient: Tensor = _gradient_op(rows, *contrast, *upstream, impl)
+    gradient: Tensor = _gradient_op(rows, *comparison, *upstream, impl)
     return gradient
 
 
-def uses_dense(impl: str, contrast: Contrast) -> bool:
+def uses_dense(impl: str, comparison: Comparison) -> bool:
     """Whether the dense definition is taken: for few rows, and under torch.func's transforms."""
     if impl != "auto":
         return impl == "dense"
     if torch._C._functorch.maybe_current_level() is not None:
         return True
-    return contrast.labels.shape[0] <= _DENSE_ROWS and not _prefers_kernels(contrast)
+    return comparison.labels.shape[0] <= _DENSE_ROWS and not _prefers_kernels(comparison)
 
 
-def _prefers_kernels(contrast: Contrast) -> bool:
+def _prefers_kernels(comparison: Comparison) -> bool:
     """Whether kernels serve few rows too. A traced graph cannot ask about the device; the operator itself will."""
-    device, product_dtype = contrast.labels.device, contrast.product_dtype
+    device, product_dtype = comparison.labels.device, comparison.product_dtype
     if torch.compiler.is_compiling():
         return device.type == "cuda" and config.is_half(product_dtype)
     return config.preferred(device, product_dtype)
 
 
-def _backend(impl: str, contrast: Contrast) -> Any:
+def _backend(impl: str, comparison: Comparison) -> Any:
     """The module that computes. Modules that import triton are imported only when the kernels are chosen."""
-    device, product_dtype = contrast.labels.device, contrast.product_dtype
+    device, product_dtype = comparison.labels.device, comparison.product_dtype
     if impl == "triton":
         reason = config.unavailable_reason(device, product_dtype)
         if reason is not None:
             raise ValueError(f"impl='triton' cannot be used: {reason}. Pass impl=\"auto\" to have a backend chosen")
-    elif impl == "strips" or not (config.preferred(device, product_dtype) and kernels_work(device, contrast)):
+    elif impl == "strips" or not (config.preferred(device, product_dtype) and kernels_work(device, comparison)):
         return strips
     from spcl_loss._similarity.kernels import dispatch
 
     return dispatch
 
 
-@torch.library.custom_op("spcl_loss::contrast_statistics", mutates_args=())
+@torch.library.custom_op("spcl_loss::similarity_statistics", mutates_args=())
 def _statistics_op(
     rows: Tensor,
     labels: Tensor,
@@ -84,9 +84,9 @@ def _statistics_op(
     product_dtype: torch.dtype,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    contrast = Contrast(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
+    comparison = Comparison(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
     with full_precision(rows.device.type):
-        outputs: Statistics = _backend(impl, contrast).statistics(rows, contrast)
+        outputs: Statistics = _backend(impl, comparison).statistics(rows, comparison)
     return outputs
 
 
@@ -95,7 +95,7 @@ def _(rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, nu
     return tuple(rows.new_empty(num_anchors) for _ in range(3))
 
 
-@torch.library.custom_op("spcl_loss::contrast_gradient", mutates_args=())
+@torch.library.custom_op("spcl_loss::similarity_gradient", mutates_args=())
 def _gradient_op(
     rows: Tensor,
     labels: Tensor,
@@ -110,9 +110,9 @@ def _gradient_op(
     grads: Tensor,
     impl: str,
 ) -> Tensor:
-    contrast = Contrast(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
+    comparison = Comparison(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
     with full_precision(rows.device.type):  # autocast may be on where `backward()` is called
-        gradient: Tensor = _backend(impl, contrast).gradient(rows, contrast, Upstream(negative, positive, grads))
+        gradient: Tensor = _backend(impl, comparison).gradient(rows, comparison, Upstream(negative, positive, grads))
     return gradient
 
 
@@ -130,10 +130,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Statistics) -> None:
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     rows, labels, log_weights, negative, positive = ctx.saved_tensors
-    contrast = Contrast(labels, log_weights, *ctx.settings)
-    grad = contrast_gradient(rows, contrast, Upstream(negative, positive, torch.stack(grads)), ctx.impl)
-    if contrast.num_grads < rows.shape[0]:
-        grad = torch.nn.functional.pad(grad, (0, 0, 0, rows.shape[0] - contrast.num_grads))
+    comparison = Comparison(labels, log_weights, *ctx.settings)
+    grad = similarity_gradient(rows, comparison, Upstream(negative, positive, torch.stack(grads)), ctx.impl)
+    if comparison.num_grads < rows.shape[0]:
+        grad = torch.nn.functional.pad(grad, (0, 0, 0, rows.shape[0] - comparison.num_grads))
     return grad, *(None,) * 8
 
 

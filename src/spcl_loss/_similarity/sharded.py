@@ -19,32 +19,32 @@ from torch.nn.functional import pad
 
 from spcl_loss._distributed import Ranks, gather_rows
 from spcl_loss._numerics import unit_rows
-from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
-from spcl_loss._similarity.operator import contrast_gradient, contrast_statistics
+from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
+from spcl_loss._similarity.operator import similarity_gradient, similarity_statistics
 
 
-def statistics_of_all_ranks(rows: Tensor, contrast: Contrast, impl: str, ranks: Ranks) -> Statistics:
+def statistics_of_all_ranks(rows: Tensor, comparison: Comparison, impl: str, ranks: Ranks) -> Statistics:
     """`compare` for several ranks: the statistics of all anchors, the same to the bit on every rank.
 
     The gradient that reaches `rows` is that of this rank's part, and zero elsewhere. Shared rows have it times the
     number of ranks, because averaging divides by it; for the rows of the batch `gather_batch` sees to that.
     """
-    part = _divide(ranks, contrast)
+    part = _divide(ranks, comparison)
     own_rows = torch.cat([rows[own] for own in part.own])
-    own_labels = torch.cat([contrast.labels[own] for own in part.own])
-    contrast = Contrast(
-        labels=contrast.labels[part.order],
-        log_weights=None if contrast.log_weights is None else contrast.log_weights[part.order],
-        scale=contrast.scale,
+    own_labels = torch.cat([comparison.labels[own] for own in part.own])
+    comparison = Comparison(
+        labels=comparison.labels[part.order],
+        log_weights=None if comparison.log_weights is None else comparison.log_weights[part.order],
+        scale=comparison.scale,
         num_anchors=part.anchors[ranks.rank],
         num_grads=own_rows.shape[0],
-        with_sum=contrast.with_sum,
-        product_dtype=contrast.product_dtype,
+        with_sum=comparison.with_sum,
+        product_dtype=comparison.product_dtype,
     )
     with torch.no_grad():
-        rows = unit_rows(rows[part.order], contrast.labels < 0)
+        rows = unit_rows(rows[part.order], comparison.labels < 0)
     outputs: Statistics = _StatisticsOfAllRanks.apply(  # type: ignore[no-untyped-call]
-        unit_rows(own_rows, own_labels < 0), rows, contrast, part, ranks, impl
+        unit_rows(own_rows, own_labels < 0), rows, comparison, part, ranks, impl
     )
     return outputs
 
@@ -58,21 +58,21 @@ class _Part(NamedTuple):
     restore: Tensor | None  # (A,) from anchors rank by rank to the common order; None where that is the same
 
 
-def _divide(ranks: Ranks, contrast: Contrast) -> _Part:
+def _divide(ranks: Ranks, comparison: Comparison) -> _Part:
     size = len(ranks.counts)
     batches = [0, *accumulate(ranks.counts)]
     # Shared rows: first those that are anchors, then those that only need a gradient.
-    anchors = _equal_parts(batches[-1], contrast.num_anchors, size)
-    others = _equal_parts(contrast.num_anchors, contrast.num_grads, size)
+    anchors = _equal_parts(batches[-1], comparison.num_anchors, size)
+    others = _equal_parts(comparison.num_anchors, comparison.num_grads, size)
     parts = [[slice(ends[k], ends[k + 1]) for ends in (batches, anchors, others)] for k in range(size)]
-    index = torch.arange(contrast.labels.shape[0], device=contrast.labels.device)
+    index = torch.arange(comparison.labels.shape[0], device=comparison.labels.device)
     own_first = [*parts[ranks.rank :], *parts[: ranks.rank]]
     of_anchors = [index[rows] for part in parts for rows in part[:2]]
     return _Part(
         own=parts[ranks.rank],
-        order=torch.cat([*(index[rows] for part in own_first for rows in part), index[contrast.num_grads :]]),
+        order=torch.cat([*(index[rows] for part in own_first for rows in part), index[comparison.num_grads :]]),
         anchors=[sum(rows.stop - rows.start for rows in part[:2]) for part in parts],
-        restore=torch.cat(of_anchors).argsort() if contrast.num_anchors > batches[-1] else None,
+        restore=torch.cat(of_anchors).argsort() if comparison.num_anchors > batches[-1] else None,
     )
 
 
@@ -83,16 +83,16 @@ def _equal_parts(start: int, stop: int, size: int) -> list[int]:
 class _StatisticsOfAllRanks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, own_rows: Tensor, rows: Tensor, contrast: Contrast, part: _Part, ranks: Ranks, impl: str
+        ctx: Any, own_rows: Tensor, rows: Tensor, comparison: Comparison, part: _Part, ranks: Ranks, impl: str
     ) -> Statistics:
-        of_own = contrast_statistics(rows, contrast, impl)
-        sent = torch.stack(of_own if contrast.with_sum else of_own[:2], 1)
+        of_own = similarity_statistics(rows, comparison, impl)
+        sent = torch.stack(of_own if comparison.with_sum else of_own[:2], 1)
         gathered = gather_rows(sent, part.anchors, ranks.group)
         if part.restore is not None:
             gathered = gathered[part.restore]
         negative, positive, *rest = gathered.unbind(1)
-        ctx.save_for_backward(rows, contrast.labels, contrast.log_weights, negative, positive, part.order)
-        _, _, *ctx.settings = contrast
+        ctx.save_for_backward(rows, comparison.labels, comparison.log_weights, negative, positive, part.order)
+        _, _, *ctx.settings = comparison
         ctx.impl = impl
         ctx.batch, ctx.ranks = ranks.counts[ranks.rank], len(ranks.counts)
         return negative, positive, rest[0] if rest else torch.zeros_like(negative)
@@ -103,7 +103,7 @@ class _StatisticsOfAllRanks(torch.autograd.Function):
         # Rows that are no anchors have no statistics: zeros stand for them, with gradients of zero.
         others = (0, rows.shape[0] - negative.shape[0])
         negative, positive, *upstream = (pad(vector, others)[order] for vector in (negative, positive, *grads))
-        contrast = Contrast(labels, log_weights, *ctx.settings)
-        gradient = contrast_gradient(rows, contrast, Upstream(negative, positive, torch.stack(upstream)), ctx.impl)
+        comparison = Comparison(labels, log_weights, *ctx.settings)
+        gradient = similarity_gradient(rows, comparison, Upstream(negative, positive, torch.stack(upstream)), ctx.impl)
         gradient[ctx.batch :] *= ctx.ranks
         return gradient, *(None,) * 5

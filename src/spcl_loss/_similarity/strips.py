@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from spcl_loss._numerics import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, widening_product
-from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
+from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.dense import LOG_ZERO
 
 _CPU_TILE_BYTES = 4 << 20
 _GPU_TILE_BYTES = 256 << 20
 
 
-def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
+def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
     """The forward pass; see `spcl_loss._similarity.compare`."""
-    labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = contrast
+    labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = comparison
     plain = scale <= PLAIN_SCALE
     log_weights = _log_weights(rows, labels, log_weights)
     weights = log_weights.exp()
@@ -70,9 +70,9 @@ def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
     return negative[:num_anchors], positive[:num_anchors], positive_sum[:num_anchors]
 
 
-def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients."""
-    labels, log_weights, scale, _, num_grads, with_sum, product_dtype = contrast
+    labels, log_weights, scale, _, num_grads, with_sum, product_dtype = comparison
     negative, positive, grads = upstream
     num_anchors = negative.shape[0]
     log_weights = _log_weights(rows, labels, log_weights)

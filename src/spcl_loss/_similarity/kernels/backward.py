@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spcl_loss import _numerics
 from spcl_loss._numerics import accumulate, widening_product
-from spcl_loss._similarity.contrast import Contrast, Upstream
+from spcl_loss._similarity.comparison import Comparison, Upstream
 from spcl_loss._similarity.kernels.config import is_half, workspace_shape
 from spcl_loss._similarity.kernels.tiles import (
     FUSED,
@@ -137,12 +137,12 @@ def _largest_gradient(grads: Tensor, product_dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(grads, math.inf) if is_half(product_dtype) else grads
 
 
-def small(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+def small(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     """The gradient of at most `config.SMALL_ROWS` rows."""
-    labels, log_weights, scale, _, num_grads, with_sum, product_dtype = contrast
+    labels, log_weights, scale, _, num_grads, with_sum, product_dtype = comparison
     negative, positive, grads = (tensor.contiguous() for tensor in upstream)
     num_rows, width = rows.shape
-    tile = tile_for(rows, contrast, "small")
+    tile = tile_for(rows, comparison, "small")
     operand = operand_of(rows, rows.dtype)
     result = rows.new_empty(num_grads, width)
     gradient_of_slices[(triton.cdiv(num_grads, tile.rows), triton.cdiv(width, tile.part))](
@@ -164,7 +164,7 @@ def small(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
         int(with_sum),
         BD=tile.part,
         HALF=is_half(product_dtype),
-        **product_constants(tile, contrast),
+        **product_constants(tile, comparison),
     )
     return result
 
@@ -311,35 +311,35 @@ def h_of_tiles(
         )  # fmt: skip
 
 
-def _coefficient_table(rows: Tensor, contrast: Contrast, upstream: Upstream, largest: Tensor) -> Tensor:
+def _coefficient_table(rows: Tensor, comparison: Comparison, upstream: Upstream, largest: Tensor) -> Tensor:
     """(6, R), see `coefficients_of_rows`."""
     table = rows.new_empty(6, rows.shape[0])
     coefficients_of_rows[(triton.cdiv(rows.shape[0], 256),)](
-        contrast.labels,
-        *weights_pointer(rows, contrast.log_weights),
+        comparison.labels,
+        *weights_pointer(rows, comparison.log_weights),
         *(tensor.contiguous() for tensor in upstream),
         largest,
         table,
         rows.shape[0],
         upstream.negative.shape[0],
         HEIGHT=256,
-        PLAIN=contrast.scale <= _numerics.PLAIN_SCALE,
-        HALF=is_half(contrast.product_dtype),
+        PLAIN=comparison.scale <= _numerics.PLAIN_SCALE,
+        HALF=is_half(comparison.product_dtype),
         **FUSED,
     )
     return table
 
 
-def tiled(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+def tiled(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     """The gradient of any number of rows, through a workspace of H."""
-    _, _, scale, _, num_grads, with_sum, product_dtype = contrast
+    _, _, scale, _, num_grads, with_sum, product_dtype = comparison
     num_rows, width = rows.shape
     num_anchors = upstream.negative.shape[0]
     largest = _largest_gradient(upstream.grads, product_dtype)
-    tile = tile_for(rows, contrast, "backward")
-    constants = product_constants(tile, contrast)
-    table = _coefficient_table(rows, contrast, upstream, largest)
-    labels, ranges, _ = described_rows(rows, contrast, tile)
+    tile = tile_for(rows, comparison, "backward")
+    constants = product_constants(tile, comparison)
+    table = _coefficient_table(rows, comparison, upstream, largest)
+    labels, ranges, _ = described_rows(rows, comparison, tile)
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
     factor = operand[:, :width]
@@ -377,7 +377,7 @@ def tiled(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
                 result = widening_product(h, factor)
                 break
             accumulate(result[i], h, factor[j])
-            new = slice(max(i.stop, left), min(j.stop, num_grads))  # columns that are not rows of this strip too
+            new = slice(max(i.stop, left), min(j.stop, num_grads))  # columns that are not rows of this band too
             if new.start < new.stop:
                 accumulate(result[new], h[:, new.start - left : new.stop - left].T, factor[i])
     # Kept out of H, which half precision would round to zero.

@@ -17,17 +17,17 @@ SORTED_ROWS = 8192
 # Upper bound of what is kept between two kernels: partial statistics, or entries of H.
 WORKSPACE_BYTES = 768 << 20
 # Rows of the forward pass whose partial statistics are kept before they are added up.
-STRIP_ROWS = 8192
+BAND_ROWS = 8192
 # Rows of H that the workspace holds. A matrix product of fewer would not fill a GPU. Of more rows, a larger part of H
-# would be computed twice: below the diagonal too, within the strip's own columns.
-H_STRIP_ROWS = 4096
+# would be computed twice: below the diagonal too, within the band's own columns.
+H_BAND_ROWS = 4096
 
 
 class Tile(NamedTuple):
     """Rows, columns and depth of one step of a product, and the warps and pipeline stages that work on it.
 
-    `part` is the number of columns that are finished at a time. In the small backward pass it is the number of
-    gradient columns per program.
+    `part` is the number of columns of its result that a program finishes at a time: columns of scores or of H, and of
+    the gradient in the small backward pass.
     """
 
     rows: int
@@ -176,16 +176,16 @@ def _allows_tf32() -> bool:
 
 def workspace_shape(num_rows: int, num_anchors: int, tile: Tile, product_dtype: torch.dtype) -> tuple[int, int]:
     """Height and breadth of the workspace of H, in whole tiles: all columns, as far as `WORKSPACE_BYTES` allow it."""
-    height = min(_round_up(num_anchors, tile.rows), _round_up(H_STRIP_ROWS, tile.rows))
+    height = min(_round_up(num_anchors, tile.rows), _round_up(H_BAND_ROWS, tile.rows))
     fitting = WORKSPACE_BYTES // product_dtype.itemsize // height // tile.columns
     return height, min(_round_up(num_rows, tile.columns), max(1, fitting) * tile.columns)
 
 
-def forward_strips(num_rows: int, num_anchors: int, tile: Tile) -> list[tuple[int, int]]:
-    """First row and height of each strip of the forward pass, whose partial statistics are kept at a time."""
+def forward_bands(num_rows: int, num_anchors: int, tile: Tile) -> list[tuple[int, int]]:
+    """First row and height of each band of the forward pass, whose partial statistics are kept at a time."""
     budget = WORKSPACE_BYTES // (12 * num_rows)  # blocks of rows
     step = max(tile.rows, tile.columns)
-    height = max(step, min(STRIP_ROWS, budget * tile.rows) // step * step)
+    height = max(step, min(BAND_ROWS, budget * tile.rows) // step * step)
     return [(first, min(height, num_anchors - first)) for first in range(0, num_anchors, height)]
 
 

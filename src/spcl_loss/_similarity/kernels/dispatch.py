@@ -20,37 +20,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spcl_loss._similarity.contrast import Contrast, Statistics, Upstream
+from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import backward, config, forward
 
 
-def statistics(rows: Tensor, contrast: Contrast) -> Statistics:
+def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
     """The forward pass; see `spcl_loss._similarity.compare`."""
-    num_anchors = contrast.num_anchors
+    num_anchors = comparison.num_anchors
     if num_anchors == 0:
         return rows.new_empty(0), rows.new_empty(0), rows.new_empty(0)
     compute = forward.small if rows.shape[0] <= config.SMALL_ROWS else forward.tiled
     with torch.cuda.device_of(rows):
         if rows.shape[0] < config.SORTED_ROWS:
-            return compute(rows, contrast)
-        order = _class_order(contrast.labels, num_anchors)
-        negative, positive, positive_sum = compute(rows[order], _reordered(contrast, order))
+            return compute(rows, comparison)
+        order = _class_order(comparison.labels, num_anchors)
+        negative, positive, positive_sum = compute(rows[order], _reordered(comparison, order))
         return _restored(negative, order), _restored(positive, order), _restored(positive_sum, order)
 
 
-def gradient(rows: Tensor, contrast: Contrast, upstream: Upstream) -> Tensor:
+def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     """The backward pass: d loss / d rows (num_grads, D), from the statistics and their gradients."""
-    num_anchors, num_grads = upstream.negative.shape[0], contrast.num_grads
+    num_anchors, num_grads = upstream.negative.shape[0], comparison.num_grads
     if num_anchors == 0 or num_grads == 0:
         return rows.new_zeros(num_grads, rows.shape[1])
     compute = backward.small if rows.shape[0] <= config.SMALL_ROWS else backward.tiled
     with torch.cuda.device_of(rows):
         if rows.shape[0] < config.SORTED_ROWS:
-            return compute(rows, contrast, upstream)
-        order = _class_order(contrast.labels, *sorted({min(num_grads, num_anchors), num_anchors}))
+            return compute(rows, comparison, upstream)
+        order = _class_order(comparison.labels, *sorted({min(num_grads, num_anchors), num_anchors}))
         anchors = order[:num_anchors]
         upstream = Upstream(upstream.negative[anchors], upstream.positive[anchors], upstream.grads[:, anchors])
-        return _restored(compute(rows[order], _reordered(contrast, order), upstream), order)
+        return _restored(compute(rows[order], _reordered(comparison, order), upstream), order)
 
 
 def _class_order(labels: Tensor, *ends: int) -> Tensor:
@@ -69,6 +69,6 @@ def _restored(values: Tensor, order: Tensor) -> Tensor:
     return torch.empty_like(values).index_copy_(0, order[: values.shape[0]], values)
 
 
-def _reordered(contrast: Contrast, order: Tensor) -> Contrast:
-    log_weights = None if contrast.log_weights is None else contrast.log_weights[order]
-    return contrast._replace(labels=contrast.labels[order], log_weights=log_weights)
+def _reordered(comparison: Comparison, order: Tensor) -> Comparison:
+    log_weights = None if comparison.log_weights is None else comparison.log_weights[order]
+    return comparison._replace(labels=comparison.labels[order], log_weights=log_weights)

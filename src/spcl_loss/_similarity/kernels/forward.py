@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spcl_loss._similarity.contrast import Contrast, Statistics
-from spcl_loss._similarity.kernels.config import forward_strips
+from spcl_loss._similarity.comparison import Comparison, Statistics
+from spcl_loss._similarity.kernels.config import forward_bands
 from spcl_loss._similarity.kernels.tiles import (
     FUSED,
     LOG2E,
@@ -100,10 +100,10 @@ def statistics_of_few_rows(
     tl.store(positive_sums + i, positive_sum / LOG2E, mask=mine)
 
 
-def small(rows: Tensor, contrast: Contrast) -> Statistics:
+def small(rows: Tensor, comparison: Comparison) -> Statistics:
     """The statistics of at most `config.SMALL_ROWS` rows."""
-    labels, log_weights, scale, num_anchors, _, with_sum, _ = contrast
-    tile = tile_for(rows, contrast, "small")
+    labels, log_weights, scale, num_anchors, _, with_sum, _ = comparison
+    tile = tile_for(rows, comparison, "small")
     operand = operand_of(rows, rows.dtype)
     outputs = rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
     statistics_of_few_rows[(triton.cdiv(num_anchors, tile.rows),)](
@@ -116,7 +116,7 @@ def small(rows: Tensor, contrast: Contrast) -> Statistics:
         num_anchors,
         operand.shape[1],
         int(with_sum),
-        **product_constants(tile, contrast),
+        **product_constants(tile, comparison),
     )
     return outputs
 
@@ -199,11 +199,11 @@ def statistics_of_tiles(
 ):  # fmt: skip
     """Partial statistics of the pairs i < j in one tile, for its rows and for its columns.
 
-    The strip begins at row and column `first`. row_parts: (3, num_j, num_i * BM), column_parts:
+    The band begins at row and column `first`. row_parts: (3, num_j, num_i * BM), column_parts:
     (3, num_i, num_j * BN). Tiles without a pair write nothing, and `add_parts` does not read their places.
     `weights` are those of the candidates as negatives (base-2 logarithms unless PLAIN); `ranges`: see `describe_rows`.
     """
-    block_i = tl.program_id(0) % num_i  # successive programs share columns, and the strip's rows stay in the cache
+    block_i = tl.program_id(0) % num_i  # successive programs share columns, and the band's rows stay in the cache
     block_j = tl.program_id(0) // num_i
     if block_j * BN + BN - 1 > block_i * BM:
         i0 = first + block_i * BM
@@ -234,9 +234,9 @@ def add_parts(
     row_parts, column_parts, negatives, positives, positive_sums, first_statistic, first, num_anchors, num_i, num_j,
     BM: tl.constexpr, BN: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Adds a strip's partial statistics to those of the strips before: WIDTH rows, one statistic per program.
+    """Adds a band's partial statistics to those of the bands before: WIDTH rows, one statistic per program.
 
-    Outputs: (A,) each. A statistic is complete once the strip that holds its row has been added. Only then is it what
+    Outputs: (A,) each. A statistic is complete once the band that holds its row has been added. Only then is it what
     the operator returns; before, it is a sum of exponentials (PLAIN) or a base-2 logarithm.
     """
     statistic = first_statistic + tl.program_id(1)
@@ -274,19 +274,19 @@ def add_parts(
     tl.store(total, result, mask=mine)
 
 
-def tiled(rows: Tensor, contrast: Contrast) -> Statistics:
-    """The statistics of any number of rows, in strips whose partial statistics fit the workspace."""
-    _, _, scale, num_anchors, _, with_sum, product_dtype = contrast
-    tile = tile_for(rows, contrast, "forward")
-    constants = product_constants(tile, contrast)
+def tiled(rows: Tensor, comparison: Comparison) -> Statistics:
+    """The statistics of any number of rows, in bands whose partial statistics fit the workspace."""
+    _, _, scale, num_anchors, _, with_sum, product_dtype = comparison
+    tile = tile_for(rows, comparison, "forward")
+    constants = product_constants(tile, comparison)
     outputs = rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
     if not with_sum:
         outputs[2].zero_()
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
-    labels, ranges, weights = described_rows(rows, contrast, tile)
+    labels, ranges, weights = described_rows(rows, comparison, tile)
     num_rows, width = operand.shape
-    for first, height in forward_strips(num_rows, num_anchors, tile):
+    for first, height in forward_bands(num_rows, num_anchors, tile):
         num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)
         row_parts = rows.new_empty(3, num_j, num_i * tile.rows)
         column_parts = rows.new_empty(3, num_i, num_j * tile.columns)

@@ -11,30 +11,30 @@ from torch import Tensor
 
 from spcl_loss._numerics import PLAIN_SCALE
 from spcl_loss._similarity import strips
-from spcl_loss._similarity.contrast import Contrast, Upstream
+from spcl_loss._similarity.comparison import Comparison, Upstream
 from spcl_loss._similarity.kernels import config
 
 # (device, dtype and precision of the products, few rows, small scale) -> whether the kernels work. The only state here.
 _works: dict[tuple[torch.device, torch.dtype, str, bool, bool], bool] = {}
 
 
-def kernels_work(device: torch.device, contrast: Contrast) -> bool:
-    """Whether the kernels that serve this contrast can be compiled and launched, and agree with strips.
+def kernels_work(device: torch.device, comparison: Comparison) -> bool:
+    """Whether the kernels that serve this comparison can be compiled and launched, and agree with strips.
 
     Tries them on the first call for a kind of launch. If they fail, warns with the reason. A stream that is being
     captured cannot wait for an answer: without an earlier one, the answer is no.
     """
-    few, plain = contrast.labels.shape[0] <= config.SMALL_ROWS, contrast.scale <= PLAIN_SCALE
-    key = device, contrast.product_dtype, config.precision(contrast.product_dtype), few, plain
+    few, plain = comparison.labels.shape[0] <= config.SMALL_ROWS, comparison.scale <= PLAIN_SCALE
+    key = device, comparison.product_dtype, config.precision(comparison.product_dtype), few, plain
     if key in _works:
         return _works[key]
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         _warn("nobody has tried them yet, and a CUDA graph is being captured. Run one step before the capture")
         return False
-    reason = _reason_to_avoid(device, contrast.product_dtype, few, plain)
+    reason = _reason_to_avoid(device, comparison.product_dtype, few, plain)
     _works[key] = reason is None
     if reason is not None:
-        _warn(f"they failed on {device} with products in {contrast.product_dtype}: {reason}")
+        _warn(f"they failed on {device} with products in {comparison.product_dtype}: {reason}")
     return reason is None
 
 
@@ -68,12 +68,12 @@ def _errors(device: torch.device, product_dtype: torch.dtype, num_rows: int, sca
     drawn = torch.randn(num_rows, 83, generator=generator, dtype=torch.float32, device="cpu").to(device)
     rows = torch.nn.functional.normalize(drawn[:, :80])
     labels = torch.arange(num_rows, device=device) % 5
-    contrast = Contrast(labels, None, scale, num_rows, num_rows, True, product_dtype)
-    expected, found = strips.statistics(rows, contrast), dispatch.statistics(rows, contrast)
+    comparison = Comparison(labels, None, scale, num_rows, num_rows, True, product_dtype)
+    expected, found = strips.statistics(rows, comparison), dispatch.statistics(rows, comparison)
     errors = [(a - b).abs().max() for a, b in zip(found, expected, strict=True)]
     errors[2] = errors[2] / (num_rows // 5)
     upstream = Upstream(*expected[:2], drawn[:, 80:].T)
-    gradients = [backend.gradient(rows, contrast, upstream) for backend in (dispatch, strips)]
+    gradients = [backend.gradient(rows, comparison, upstream) for backend in (dispatch, strips)]
     return [*map(Tensor.item, errors), ((gradients[0] - gradients[1]).norm() / gradients[1].norm()).item()]
 
 

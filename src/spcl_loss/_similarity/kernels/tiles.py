@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from spcl_loss._numerics import PLAIN_SCALE
 from spcl_loss._similarity import dense
-from spcl_loss._similarity.contrast import Contrast
+from spcl_loss._similarity.comparison import Comparison
 from spcl_loss._similarity.kernels import config
 from spcl_loss._similarity.kernels.config import Tile
 
@@ -120,48 +120,48 @@ def describe_rows(
     tl.store(ranges + tl.cdiv(num_rows, GROUP) + group, tl.max(place, 0))
 
 
-def described_rows(rows: Tensor, contrast: Contrast, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+def described_rows(rows: Tensor, comparison: Comparison, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     """(R,) labels in 32 bits, which compare in one instruction, `ranges` and `weights`; see `describe_rows`."""
-    labels, group = contrast.labels, min(tile.rows, tile.columns)
+    labels, group = comparison.labels, min(tile.rows, tile.columns)
     places = torch.searchsorted(labels.sort().values, labels, out_int32=True)
     num_groups = triton.cdiv(rows.shape[0], group)
     ranges, weights = places.new_empty(2, num_groups), rows.new_empty(rows.shape[0])
     describe_rows[(num_groups,)](
         labels,
-        *weights_pointer(rows, contrast.log_weights),
+        *weights_pointer(rows, comparison.log_weights),
         places,
         ranges,
         weights,
         rows.shape[0],
         GROUP=group,
-        PLAIN=contrast.scale <= PLAIN_SCALE,
+        PLAIN=comparison.scale <= PLAIN_SCALE,
         **FUSED,
     )
     return places, ranges, weights
 
 
-def product_constants(tile: Tile, contrast: Contrast) -> dict[str, Any]:
+def product_constants(tile: Tile, comparison: Comparison) -> dict[str, Any]:
     """Compile-time arguments of every kernel that multiplies."""
     names = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    precision = config.precision(contrast.product_dtype)
+    precision = config.precision(comparison.product_dtype)
     return {
         "BM": tile.rows,
         "BN": tile.columns,
         "BK": tile.depth,
-        "DTYPE": names[contrast.product_dtype],
+        "DTYPE": names[comparison.product_dtype],
         "PRECISION": "ieee" if precision == "ieee" else "tf32",
-        "PLAIN": contrast.scale <= PLAIN_SCALE,
+        "PLAIN": comparison.scale <= PLAIN_SCALE,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         **FUSED,
     }
 
 
-def tile_for(rows: Tensor, contrast: Contrast, kernel: str) -> Tile:
+def tile_for(rows: Tensor, comparison: Comparison, kernel: str) -> Tile:
     """The tile of kernel "small", "forward" or "backward"."""
-    if kernel != "small" and contrast.scale > PLAIN_SCALE:
+    if kernel != "small" and comparison.scale > PLAIN_SCALE:
         kernel += "_steep"
-    return config.TILES[config.architecture(rows.device)][config.precision(contrast.product_dtype)][kernel]
+    return config.TILES[config.architecture(rows.device)][config.precision(comparison.product_dtype)][kernel]
 
 
 def descriptors(rows: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 Statistics = tuple[Tensor, Tensor, Tensor]
 
 
-class Contrast(NamedTuple):
+class Comparison(NamedTuple):
     """R rows are compared with one another. All are candidates, the first `num_anchors` are anchors too."""
 
     labels: Tensor  # (R,) int64; a row with a negative label is no candidate
