@@ -380,6 +380,7 @@ class TestState:
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert_same_state(criterion, other)
 
+    @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # of torch 2.6, by its own code
     @pytest.mark.filterwarnings("ignore:torch.distributed is .*uninitialized")  # one process, which is what is meant
     def test_distributed_checkpoints(self, tmp_path):
         criterion = trained(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]), seed=5)
