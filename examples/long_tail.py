@@ -64,14 +64,18 @@ ARMS = {
     "SPCL": Arm(contrastive=1),
     "cross-entropy + 0.2 SPCL": Arm(cross_entropy=1, contrastive=0.2),
     "cross-entropy + 1 SPCL": Arm(cross_entropy=1, contrastive=1),
+    "cross-entropy, sampler": Arm(cross_entropy=1, sampler=True),
+    "SPCL, sampler": Arm(contrastive=1, sampler=True),
+    "cross-entropy + 1 SPCL, sampler": Arm(cross_entropy=1, contrastive=1, sampler=True),
 }
 REFERENCE = "cross-entropy"
 SHOWN = (  # the figure's curves: method and head
     ("cross-entropy", "own"),
     ("cross-entropy", "own, adjusted"),
-    ("weighted cross-entropy", "own"),
+    ("weighted cross-entropy", "own, adjusted"),
     ("SPCL", "class means"),
-    ("cross-entropy + 0.2 SPCL", "own, adjusted"),
+    ("cross-entropy + 1 SPCL", "own, adjusted"),
+    ("SPCL, sampler", "own, adjusted"),
 )
 
 
@@ -322,10 +326,10 @@ def draw(table: list[dict[str, Any]], steps: int, path: Path) -> None:
 
     rows = {(row["data set"], row["batch"], row["method"], row["head"]): row for row in table}
     figure, axes = plt.subplots(2, 2, figsize=(10, 9.5), layout="constrained")
-    colors = "#999999", "#e69f00", "#009e73", "#0072b2", "#d55e00"  # Okabe and Ito: told apart by colour-blind readers
+    colors = "#999999", "#e69f00", "#009e73", "#56b4e9", "#d55e00", "#0072b2"  # Okabe and Ito's: safe to tell apart
     for axis, dataset in zip(axes[0], SIZES, strict=True):
         sizes = class_sizes(SIZES[dataset][0])
-        for curve, color, marker in zip(SHOWN, colors, "sDo*^", strict=True):
+        for curve, color, marker in zip(SHOWN, colors, "sDo*^P", strict=True):
             recall = rows[(dataset, 32, *curve)]["by class"]
             axis.plot(sizes, recall, color=color, marker=marker, label=f"{curve[0]} ({curve[1]})")
         axis.set(title=dataset, xlabel="training rows of the class", ylabel="recall on test rows", ylim=(-0.03, 1.03))
