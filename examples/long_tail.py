@@ -349,7 +349,7 @@ def draw(table: list[dict[str, Any]], steps: int, path: Path) -> None:
             axis.scatter(*(points[data["test"][1] == label] @ plane).T, s=8, alpha=0.6, color=color)
             star = {"s": 200, "marker": "*", "edgecolor": "black", "zorder": 3}
             axis.scatter(*(prototypes[label] @ plane), color=color, label=size, **star)
-        axis.set(title=f"digits {title}", xticks=[], yticks=[], aspect="equal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+        axis.set(title=f"digits {title} with SPCL", xticks=[], yticks=[], aspect="equal", xlim=(-1, 1), ylim=(-1, 1))
     axes[1, 0].legend(title="test rows and prototype of the class with ... training rows", fontsize=8, ncols=5, loc=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
