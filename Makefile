@@ -7,6 +7,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 DEMO_ARGS ?= --resume
 TEST_WORKERS ?= 2
+FUZZ_ARGS ?= --cases 10000
 VENV := .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING := 1
@@ -15,13 +16,14 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constr
 # Each worker takes whole files, so that a file's fixtures are made once. The folders come first: they take longest.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast check bench docs check-site clean
+.PHONY: help demo test test-fast fuzz check bench docs check-site clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo       train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
 	@echo "make test       run all tests"
 	@echo "make test-fast  run the library's own tests; installs torch, numpy, pytest and hypothesis only"
+	@echo "make fuzz       compare every backend of the loss with float64 loops on 10,000 random calls"
 	@echo "make check      ruff, mypy --strict, documentation build"
 	@echo "make bench      time the loss, the memory step and the sampler against their yardsticks (half an hour)"
 	@echo "make docs       build the documentation into site/"
@@ -37,6 +39,10 @@ test: $(VENV)/erc.installed $(VENV)/integrations.installed $(VENV)/kernels.insta
 # The files directly in tests/ need the library, pytest and hypothesis alone.
 test-fast: $(VENV)/test.installed
 	$(PYTEST) tests/test_*.py $(TEST_ARGS)
+
+# A failing case is printed as the command that runs it again.
+fuzz: $(VENV)/kernels.installed $(VENV)/test.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_ARGS)
 
 check: $(VENV)/check.installed
 	$(BIN)/python -m ruff check .

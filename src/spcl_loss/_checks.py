@@ -18,7 +18,9 @@ _PER_CLASS = {"class_weights", "prototype_mask", "center_mask"}  # vectors with 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; received {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}; received {value!r}. Pass one of these"
+        )
 
 
 def check_number(name: str, value: float, minimum: float = -math.inf) -> None:
@@ -38,7 +40,7 @@ def check_int(name: str, value: int) -> None:
 def check_size(name: str, value: int, minimum: int = 1, below: int | None = None) -> None:
     check_int(name, value)
     if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}; received {value}")
+        raise ValueError(f"{name} must be at least {minimum}; received {value}. Take a larger one")
     if below is not None and value >= below:
         raise ValueError(f"{name} must be below {below}; received {value}. Take a smaller one")
 

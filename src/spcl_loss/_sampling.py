@@ -28,14 +28,14 @@ def check_schedule(schedule: Schedule) -> None:
     if not isinstance(schedule, tuple) or len(schedule) != 2:
         raise ValueError(
             f"schedule must be one of {', '.join(map(repr, pacings))}, a pair (start, end), or a callable from an "
-            f"epoch to keep probabilities; received {schedule!r}"
+            f"epoch to keep probabilities; received {schedule!r}. Pass one of these"
         )
     for bound in schedule:
         check_number("a bound of schedule", bound)
         if not 0 <= bound <= 1:
             raise ValueError(
                 "schedule must be a pair of numbers from 0 (easy samples only) to 1 (hard samples only); "
-                f"received {schedule}"
+                f"received {schedule}. Use (0, 1) for easy samples first"
             )
 
 
@@ -131,12 +131,13 @@ def _called(schedule: Callable[[int], Tensor], epoch: int, size: int) -> NDArray
     if keep.shape != (size,):
         raise ValueError(
             f"schedule must give one keep probability per sample, of shape ({size},), from the easiest to the hardest; "
-            f"received {tuple(keep.shape)} in epoch {epoch}"
+            f"received {tuple(keep.shape)} in epoch {epoch}. Make it return a tensor of that shape"
         )
     inside = (keep >= 0) & (keep <= 1)
     if not bool(inside.all()):
         raise ValueError(
-            f"schedule must give probabilities from 0 to 1; received {float(keep[~inside][0])} in epoch {epoch}"
+            f"schedule must give probabilities from 0 to 1; received {float(keep[~inside][0])} in epoch {epoch}. "
+            "Use torch.clamp(keep, 0, 1), or divide by the largest"
         )
     return keep.numpy()
 

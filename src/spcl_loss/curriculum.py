@@ -216,7 +216,10 @@ class DifficultyCurriculumSampler(Sampler[int]):
         """Restores the epoch of a `state_dict` with its samples. The next iteration yields those that are left."""
         missing = {"epoch", "position", "seed", "difficulty"} - state.keys()
         if missing:
-            raise ValueError(f"state must come from state_dict; received one without {', '.join(sorted(missing))}")
+            raise ValueError(
+                f"state must come from state_dict; received one without {', '.join(sorted(missing))}. "
+                "Pass what sampler.state_dict() returned"
+            )
         difficulty = _finite_scores(state["difficulty"], self._difficulty.shape)
         drawn_from = _finite_scores(state["drawn_from"], difficulty.shape) if "drawn_from" in state else difficulty
         self._check_epoch(state["epoch"])
@@ -342,7 +345,7 @@ def _ranks(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
         rank = dist.get_rank() if grouped and num_replicas > 1 else 0
     check_size("rank", rank, minimum=0)
     if rank >= num_replicas:
-        raise ValueError(f"rank must be below num_replicas={num_replicas}; received {rank}. Ranks count from 0")
+        raise ValueError(f"rank must be below num_replicas={num_replicas}; received {rank}. Pass one from 0 on")
     return num_replicas, rank
 
 

@@ -257,7 +257,7 @@ class PrototypeMemory(Restorable):
         C, M, D = self.queue.shape
         check_size("per_class", per_class, minimum=0)
         if per_class > M:
-            raise ValueError(f"per_class must be at most queue_size={M}; received {per_class}. A queue holds no more")
+            raise ValueError(f"per_class must be at most queue_size={M}; received {per_class}. Take fewer")
         ages = torch.arange(per_class, device=self.queue.device)
         classes = torch.arange(C, device=self.queue.device)[:, None]
         slots = (self.cursors[:, None] - 1 - ages) % M

@@ -30,8 +30,12 @@ def anchor_losses(
     prototype_anchors: bool = False,
     prototype_mask: Tensor | None = None,
     ignore_index: int = -100,
+    kept: dict | None = None,
 ) -> dict[int, Tensor]:
-    """Loss of each anchor that has one; keys are batch rows 0..N-1, then N+c for the prototype of class c."""
+    """Loss of each anchor that has one; keys are batch rows 0..N-1, then N+c for the prototype of class c.
+
+    Puts the scores by (anchor, candidate) and the losses by anchor into `kept`, with their gradients after a backward.
+    """
     N = len(labels)
     vectors = {i: unit(embeddings[i]) for i in range(N) if labels[i] != ignore_index}
     classes = {i: int(labels[i]) for i in vectors}
@@ -62,6 +66,10 @@ def anchor_losses(
             inside = positives == "inside"
             numerator = sum(scores[p].exp() if inside else scores[p] for p in same) / len(same)
             losses[i] = sum(terms).log() - (numerator.log() if inside else numerator)
+            if kept is not None:
+                kept |= {(i, j): score for j, score in scores.items()} | {i: losses[i]}
+    for tensor in (kept or {}).values():
+        tensor.retain_grad()
     return losses
 
 
@@ -85,7 +93,7 @@ def loss(
     for i in losses:
         weights[i] = 1.0 if sample_weight is None or i >= N else float(sample_weight[i])
         if class_weights is not None:
-            weights[i] *= float(class_weights[labels[i] if i < N else i - N])
+            weights[i] *= float(class_weights[int(labels[i]) if i < N else i - N])
     zero = 0.0 * embeddings.double().sum()  # keeps the graph where no anchor counts
     if reduction == "none":
         size = N + (len(prototypes) if equation.get("prototype_anchors") else 0)

@@ -35,7 +35,7 @@ def compare(blocks: tuple[Tensor, ...], comparison: Comparison, impl: str, ranks
         return dense.statistics_of(blocks, comparison)
     if torch._C._functorch.maybe_current_level() is not None:
         raise NotImplementedError(
-            f'torch.func transforms cannot look into impl={impl!r}; pass impl="dense", or "auto" to have it chosen'
+            f'torch.func transforms need the dense backend; received impl={impl!r}. Pass impl="dense" or "auto"'
         )
     rows = torch.cat(blocks)
     if ranks is not None:

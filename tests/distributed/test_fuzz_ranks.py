@@ -1,0 +1,17 @@
+"""Random calls of `fuzz` whose rows are shared among three ranks; `make fuzz` runs 1,000."""
+
+import fuzz
+from support.ranks import Pool
+
+
+def test_ranks_together_agree_with_the_oracle():
+    numbers = range(30)
+    pool = Pool(3)
+    try:
+        answers = fuzz.together(pool, 3, 0, numbers, 8)
+    finally:
+        pool.end()
+    for number, ours in zip(numbers, answers, strict=True):
+        problem, answer = fuzz.exact(fuzz.case(0, number))
+        share, about = fuzz.faults(answer, ours, problem.choice["dtype"])
+        assert share <= 1, f"case {number}: {about}; {fuzz.describe(problem)}"
