@@ -285,11 +285,7 @@ def strips(problems):
 
 def kernels(problems):
     """By Triton's interpreter, on each of the kernels' paths in turn. They take no float64."""
-    sys.path.append(str(Path(__file__).parent / "kernels"))
-    import pytest
-
-    import interpreted
-
+    interpreted, pytest = _interpreter()
     results = []
     for number, problem in enumerate(problems):
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -298,6 +294,18 @@ def kernels(problems):
             interpreted.choose(patch, interpreted.PATHS[number % len(interpreted.PATHS)])
             results.append(found(problem, impl="triton"))
     return results
+
+
+def _interpreter():
+    """What the tests of the kernels use. Import it before anything else imports triton, which PyTorch may do."""
+    folder = str(Path(__file__).parent / "kernels")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    import pytest
+
+    import interpreted
+
+    return interpreted, pytest
 
 
 def on_a_rank(rank, world_size, seed, numbers, largest):
@@ -382,6 +390,8 @@ def main(arguments=None) -> int:
     parser.add_argument("--backends", nargs="+", default=list(RARE), choices=list(RARE))
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if "kernels" in args.backends:
+        _interpreter()
     started, tried, failed, largest_share = time.monotonic(), dict.fromkeys(args.backends, 0), 0, 0.0
 
     def judge(name, number, problem, share, about):

@@ -190,6 +190,13 @@ def split_table(corpus: Corpus) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table that can be read on a terminal too; the first row is its head."""
+    rows = [[plain_markdown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
     return "\n".join([head, "|".join(["", *("-" * (width + 2) for width in widths), ""]), *body])
+
+
+def plain_markdown(text: str) -> str:
+    """Text in one line that Markdown shows as it is: names in a dataset may hold anything."""
+    text = re.sub(r"[\\`*|\[\]]", r"\\\g<0>", " ".join(text.split()))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

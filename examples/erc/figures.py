@@ -32,7 +32,7 @@ def curves(arms: Sequence[Arm]) -> Figure:
             [[100 * line["dev"][arm.head]["weighted_f1"] for line in run.history[:length]] for run in arm.runs]
         )
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        axes.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=arm.label)
+        axes.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=_literal(arm.label))
         axes.fill_between(updates, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
     axes.set(xlabel="updates", ylabel="dev weighted-F1, percent")
     axes.grid(axis="y", color="0.9")
@@ -51,8 +51,13 @@ def confusion(arms: Sequence[Arm]) -> Figure:
         panel = figure.add_subplot(rows, columns, number)
         counts = arm.confusion()
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        display = ConfusionMatrixDisplay(shares, display_labels=classes)
+        display = ConfusionMatrixDisplay(shares, display_labels=[*map(_literal, classes)])
         colours = {"vmin": 0, "vmax": 1}  # the same in all panels
         display.plot(cmap="Blues", im_kw=colours, values_format=".0%", xticks_rotation=40, colorbar=False, ax=panel)
-        panel.set(title=arm.label, xlabel="predicted", ylabel="true")
+        panel.set(title=_literal(arm.label), xlabel="predicted", ylabel="true")
     return figure
+
+
+def _literal(text: str) -> str:
+    """Text between dollars would be drawn as mathematics, or be an error."""
+    return text.replace("$", r"\$")

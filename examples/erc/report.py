@@ -23,7 +23,7 @@ from sklearn.metrics import confusion_matrix
 import spcl_loss
 
 from . import figures
-from .data import table
+from .data import plain_markdown, table
 from .evaluate import Guesses, paired_bootstrap
 from .folder import RunFolder, atomically, write_json, write_text
 from .inputs import Sample
@@ -132,7 +132,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
     ]
     groups = by_dataset(runs)
     for number, ((dataset, encoder), arms) in enumerate(groups.items()):
-        lines += [f"## {dataset}, {encoder}", ""]
+        lines += [f"## {dataset}, {plain_markdown(encoder)}", ""]
         if any(arm.settings.limit for arm in arms):
             lines += ["**These runs saw only part of the dataset. These are no scores on the dataset.**", ""]
         lines += [_scores(arms), "", _heads(arms), "", _class_scores(arms), ""]

@@ -1,0 +1,165 @@
+"""Nothing is unpickled or evaluated, downloads are checked, and what a dataset contains stays text."""
+
+import ast
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from erc import figures, report
+from erc.data import SOURCES, Corpus, Dialogue, Turn, split_table, table
+from erc.folder import RunFolder
+from erc.report import Arm, Run
+from erc.settings import HEADS, Settings
+
+ROOT = Path(__file__).parents[2]
+FILES = [path for folder in ("src", "examples", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+RUNS_CODE = {"eval", "exec", "compile", "os.system", "os.popen"}
+UNPICKLES = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+# Lines that the rules below would refuse, and why they are safe.
+SAFE = {
+    "dist.all_gather_object(values, value, group)": "ranks of one training, which run the same code already",
+}
+
+
+def dangers(source):
+    """The calls and imports that can run what a file contains."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found += [ast.unparse(node) for name in names if name.split(".")[0] in UNPICKLES]
+            if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "_pickle"):
+                found.append(ast.unparse(node))
+        if isinstance(node, ast.Call):
+            called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            unpickles = called in ("pickle.load", "pickle.loads", "pickle.Unpickler") or called.endswith(("object", "object_list"))
+            unpickles |= called == "torch.load" and keywords.get("weights_only") != "True"
+            unpickles |= keywords.get("allow_pickle", "False") != "False" or keywords.get("weights_only") == "False"
+            unpickles |= keywords.get("trust_remote_code", "False") != "False"
+            if unpickles or called in RUNS_CODE or keywords.get("shell", "False") != "False":
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    found = [(path.relative_to(ROOT), line) for path in FILES for line in dangers(path.read_text("utf-8"))]
+    assert [(str(path), line) for path, line in found if line not in SAFE] == []
+    assert set(SAFE) <= {line for _, line in found}
+    assert len(FILES) > 50
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)", "np.load(p, allow_pickle=True)",
+        "import yaml", "from joblib import load", "from pickle import loads", "eval(text)", "exec(text)",
+        "subprocess.run(text, shell=True)", "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "dist.broadcast_object_list(values)",
+    ],
+)  # fmt: skip
+def test_a_danger_is_noticed(source):
+    assert len(dangers(source)) == 1
+
+
+@pytest.mark.parametrize("source", ["torch.load(path, weights_only=True)", "np.load(path)", "model.eval()", "re.compile(x)"])
+def test_what_is_safe_is_let_be(source):
+    assert dangers(source) == []
+
+
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.url])
+def test_downloads_are_by_https_with_a_checksum(name):
+    source = SOURCES[name]
+    assert source.url.startswith("https://")
+    for file, checksum in source.files.items():
+        assert file == Path(file).name  # it names no other folder
+        assert set(checksum) <= set("0123456789abcdef")
+        # A git object id is a SHA-1: EmoryNLP's repository lists no other. Its url names a commit.
+        assert len(checksum) == (40 if name == "EmoryNLP" else 64)
+
+
+def test_no_file_names_an_unencrypted_address():
+    folders = [*FILES, *(ROOT / "examples").rglob("*.json")]
+    assert [str(path) for path in folders if "http://" in path.read_text("utf-8")] == []
+
+
+# What a dataset contains
+
+HOSTILE = (
+    "a|b", "<script>alert(1)</script>", "two\nlines\n\n# title", "`code`", "[x](https://example.org)", "**bold**",
+    r"back\slash|", "$\\nothing{$", "../../outside", "&amp;",
+)  # fmt: skip
+
+
+def cells(line):
+    """The cells of a line of a table, as Markdown reads them: a bar after a backslash is text."""
+    found, escaped = [""], False
+    for character in line:
+        if character == "|" and not escaped:
+            found.append("")
+        else:
+            found[-1] += character
+        escaped = character == "\\" and not escaped
+    return [cell.strip() for cell in found[1:-1]]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_cell_of_a_table_stays_a_cell(text):
+    lines = table([("head", text), (text, "1")]).split("\n")
+    assert len(lines) == 3
+    assert [len(cells(line)) for line in lines] == [2, 2, 2]
+    assert cells(lines[0])[1] == cells(lines[2])[0]
+    for line in (lines[0], lines[2]):
+        assert "<" not in line
+        for opening in "`[*":
+            assert f"\\{opening}" in line or opening not in line
+
+
+def test_ordinary_names_stay_as_they_are():
+    row = ("very_sad", "joy (loud)", "SPCL x 0.2 + cross-entropy, epochs 2", "± 1.5", "Zoë's")
+    assert cells(table([row, row]).split("\n")[0]) == list(row)
+
+
+def test_the_table_of_a_hostile_dataset_has_its_columns():
+    talk = Dialogue("0", tuple(Turn(str(i), "<b>", "x", i) for i in range(len(HOSTILE))))
+    lines = split_table(Corpus("own", HOSTILE, (talk,), (talk,), (talk,))).split("\n")
+    assert [len(cells(line)) for line in lines] == [4 + len(HOSTILE)] * 5
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A finished run whose classes and dialogues have the names above."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    rows = [("test", name, "0", name, *[name] * len(HEADS)) for name in HOSTILE]
+    with folder.predictions.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("split", "dialogue", "utterance", "gold", *HEADS), *rows])
+    score = {"weighted_f1": 0.5, "macro_f1": 0.5, "accuracy": 0.5, "per_class_f1": dict.fromkeys(HOSTILE, 0.5)}
+    scores = {head: score for head in HEADS}
+    result = {"dev": scores, "test": scores, "best_epoch": 1, "epochs": 1, "seconds": 1.0, "seed": 0}
+    history = [{"updates": 1, "dev": scores}]
+    return Run(folder, Settings(dataset="own", encoder="org/<i>name|"), json.loads(json.dumps(result)), history)
+
+
+def test_the_report_of_a_hostile_dataset_is_text_and_stays_in_its_folder(hostile, tmp_path):
+    report.write_report([hostile], hostile.folder.path)
+    page = hostile.folder.report.read_text("utf-8")
+    assert "<" not in page
+    assert "# title" not in page.split("\n")
+    tables = [line for line in page.split("\n") if line.startswith("| ")]
+    assert [len(cells(line)) for line in tables if "F1 by class" in line] == [1 + len(HOSTILE)]
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"predictions.csv", "report.md", *(f"{name}.png" for name in ("curves", "confusion"))}
+    assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} == {hostile.folder.path}
+    assert [row["gold"] for row in hostile.test] == list(HOSTILE)
+
+
+def test_figures_show_names_with_dollars_as_they_are(hostile):
+    arm = Arm("$\\nothing{$", (hostile,))
+    for _, _, figure in figures.draw([arm]):
+        assert isinstance(figure, Figure)
+        figure.canvas.draw()
+    assert np.trace(arm.confusion()) == len(HOSTILE)
