@@ -21,7 +21,10 @@ RUNS_CODE = {"eval", "exec", "compile", "os.system", "os.popen"}
 UNPICKLES = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 # Lines that the rules below would refuse, and why they are safe.
 SAFE = {
-    "dist.all_gather_object(values, value, group)": "ranks of one training, which run the same code already",
+    # Ranks of one training: whoever may send them something decides already which code they run.
+    "dist.all_gather_object(values, value, group)",
+    "gather_object([random])",
+    "gather_object(list(zip(own, features, strict=True)))",
 }
 
 
@@ -36,7 +39,9 @@ def dangers(source):
                 found.append(ast.unparse(node))
         if isinstance(node, ast.Call):
             called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-            unpickles = called in ("pickle.load", "pickle.loads", "pickle.Unpickler") or called.endswith(("object", "object_list"))
+            unpickles = called in ("pickle.load", "pickle.loads", "pickle.Unpickler") or called.endswith(
+                ("object", "object_list")
+            )
             unpickles |= called == "torch.load" and keywords.get("weights_only") != "True"
             unpickles |= keywords.get("allow_pickle", "False") != "False" or keywords.get("weights_only") == "False"
             unpickles |= keywords.get("trust_remote_code", "False") != "False"
@@ -48,15 +53,15 @@ def dangers(source):
 def test_nothing_is_unpickled_or_evaluated():
     found = [(path.relative_to(ROOT), line) for path in FILES for line in dangers(path.read_text("utf-8"))]
     assert [(str(path), line) for path, line in found if line not in SAFE] == []
-    assert set(SAFE) <= {line for _, line in found}
+    assert {line for _, line in found} >= SAFE
     assert len(FILES) > 50
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)", "np.load(p, allow_pickle=True)",
-        "import yaml", "from joblib import load", "from pickle import loads", "eval(text)", "exec(text)",
+        "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)",
+        "np.load(p, allow_pickle=True)", "import yaml", "from joblib import load", "from pickle import loads", "eval(text)", "exec(text)",
         "subprocess.run(text, shell=True)", "AutoModel.from_pretrained(name, trust_remote_code=True)",
         "dist.broadcast_object_list(values)",
     ],
@@ -65,7 +70,9 @@ def test_a_danger_is_noticed(source):
     assert len(dangers(source)) == 1
 
 
-@pytest.mark.parametrize("source", ["torch.load(path, weights_only=True)", "np.load(path)", "model.eval()", "re.compile(x)"])
+@pytest.mark.parametrize(
+    "source", ["torch.load(path, weights_only=True)", "np.load(path)", "model.eval()", "re.compile(x)"]
+)
 def test_what_is_safe_is_let_be(source):
     assert dangers(source) == []
 
@@ -138,7 +145,7 @@ def hostile(tmp_path):
     with folder.predictions.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("split", "dialogue", "utterance", "gold", *HEADS), *rows])
     score = {"weighted_f1": 0.5, "macro_f1": 0.5, "accuracy": 0.5, "per_class_f1": dict.fromkeys(HOSTILE, 0.5)}
-    scores = {head: score for head in HEADS}
+    scores = dict.fromkeys(HEADS, score)
     result = {"dev": scores, "test": scores, "best_epoch": 1, "epochs": 1, "seconds": 1.0, "seed": 0}
     history = [{"updates": 1, "dev": scores}]
     return Run(folder, Settings(dataset="own", encoder="org/<i>name|"), json.loads(json.dumps(result)), history)
