@@ -60,12 +60,20 @@ def test_nothing_is_unpickled_or_evaluated():
 @pytest.mark.parametrize(
     "source",
     [
-        "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)",
-        "np.load(p, allow_pickle=True)", "import yaml", "from joblib import load", "from pickle import loads", "eval(text)", "exec(text)",
-        "subprocess.run(text, shell=True)", "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "pickle.load(file)",
+        "np.load(p, allow_pickle=True)",
+        "import yaml",
+        "from joblib import load",
+        "from pickle import loads",
+        "eval(text)",
+        "exec(text)",
+        "subprocess.run(text, shell=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
         "dist.broadcast_object_list(values)",
     ],
-)  # fmt: skip
+)
 def test_a_danger_is_noticed(source):
     assert len(dangers(source)) == 1
 
