@@ -1,0 +1,160 @@
+"""Keeps scores and predictions of finished ERC runs, and compares arms on them.
+
+    python benchmarks/erc_runs.py --add runs/reproduction/runs     # keeps the runs that are new there
+    python benchmarks/erc_runs.py                                  # every arm against cross-entropy, on dev
+    python benchmarks/erc_runs.py --split test                     # on test, once all choices are made
+
+results/erc_runs.csv has a row for each run. results/erc_predictions.npz has a byte for each turn and head, so that the
+paired bootstrap over dialogues and seeds can be made again, and with further seeds, without the run folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from erc.evaluate import paired_bootstrap  # noqa: E402
+from erc.settings import Settings  # noqa: E402
+
+KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
+SAME = ("dataset", "encoder", "train_fraction")  # arms are compared where these agree
+Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+def options(settings: dict[str, Any]) -> str:
+    """The command-line options of what differs from the defaults, except for data, encoder and seed."""
+    said = []
+    for setting in fields(Settings):
+        value = settings.get(setting.name, setting.default)
+        if setting.name not in (*SAME, "seed") and value != setting.default:
+            name = setting.name.replace("_", "-")
+            said.append((f"--{name}" if value else f"--no-{name}") if isinstance(value, bool) else f"--{name} {value}")
+    return " ".join(said)
+
+
+def read_run(folder: Path, date: str) -> tuple[str, dict[str, Any], Kept]:
+    """A finished run: its name, its row of the table, its predictions."""
+    settings, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("settings", "result"))
+    environment, changed = result["environment"], options(settings)
+    row: dict[str, Any] = {name: settings[name] for name in SAME}
+    row |= {"arm": changed, "seed": settings["seed"], "train turns": result["train_samples"]}
+    row |= {"epochs": result["epochs"], "best epoch": result["best_epoch"], "selected by": result["selected_by"]}
+    for split in ("dev", "test"):
+        for head, scores in result[split].items():
+            row[f"{split} {head} weighted-F1"] = round(scores["weighted_f1"], 4)
+            row[f"{split} {head} macro-F1"] = round(scores["macro_f1"], 4)
+    own = f"--seed {settings['seed']} --train-fraction {settings['train_fraction']} {changed}"
+    row |= {
+        "seconds": round(result["seconds"]),
+        "commit": environment["commit"],
+        "date": date,
+        "machine": f"{environment['processor']}, {environment['threads']} thread, {result['precision']}, "
+        f"torch {environment['torch']}, Python {environment['python']}",
+        "command": f"python examples/erc_{settings['dataset'].lower()}.py {own}",
+    }
+    name = "/".join(str(row[key]) for key in (*SAME, "arm", "seed"))
+    predictions: Kept = {}
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    classes = list(result["dev"]["lda"]["per_class_f1"])
+    for split in ("dev", "test"):
+        of_split = [line for line in rows if line["split"] == split]
+        about = f"{settings['dataset']}/{split}"
+        predictions[f"{about}/gold"] = np.array([classes.index(line["gold"]) for line in of_split], np.uint8)
+        predictions[f"{about}/dialogue"] = np.array([line["dialogue"] for line in of_split])
+        for head in KEPT:
+            guesses = [classes.index(line[head]) for line in of_split]
+            predictions[f"{name}/{split}/{head}"] = np.array(guesses, np.uint8)
+    return name, row, predictions
+
+
+def add(roots: list[Path], date: str, table: Path, archive: Path) -> int:
+    """Adds finished runs that are not there yet. Returns how many."""
+    rows, kept = load(table, archive) if table.exists() else ([], {})
+    known = {"/".join(row[key] for key in (*SAME, "arm", "seed")) for row in rows}
+    new = []
+    for folder in sorted({path.parent for root in roots for path in root.rglob("result.json")}):
+        name, row, predictions = read_run(folder, date)
+        if name not in known:
+            new.append({key: str(value) for key, value in row.items()})
+            kept |= predictions
+    everything = sorted(rows + new, key=lambda row: [row[key] for key in (*SAME, "arm", "seed")])
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(everything[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(everything)
+    np.savez_compressed(archive, **kept)
+    return len(new)
+
+
+def load(table: Path, archive: Path) -> tuple[list[dict[str, str]], Kept]:
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with np.load(archive) as arrays:
+        return rows, dict(arrays)
+
+
+def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str, str]]:
+    """Every arm against the cross-entropy with as many epochs, on the seeds of both, head by head, in percent."""
+    arms: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        arms.setdefault((*(row[key] for key in SAME), row["epochs"], row["arm"]), {})[row["seed"]] = row
+    lines = []
+    for (*where, epochs, arm), runs in arms.items():
+        base = arms.get((*where, epochs, f"--objective ce --curriculum all --epochs {epochs}"), {})
+        seeds = sorted(set(runs) & set(base), key=int)
+        if runs is base or not seeds:
+            continue
+        about = f"{where[0]}/{split}"
+        gold, dialogues = kept[f"{about}/gold"], kept[f"{about}/dialogue"].tolist()
+        for head in KEPT:
+            stacks = [
+                np.stack([kept[f"{'/'.join(where)}/{side[seed]['arm']}/{seed}/{split}/{head}"] for seed in seeds])
+                for side in (runs, base)
+            ]
+            found = paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1)
+            line = {"dataset": where[0], "share of the dialogues": where[2], "arm": arm, "head": head}
+            line["seeds"] = str(len(seeds))
+            for metric in ("weighted-F1", "macro-F1"):
+                means = [
+                    statistics.fmean(100 * float(side[seed][f"{split} {head} {metric}"]) for seed in seeds)
+                    for side in (runs, base)
+                ]
+                line[f"{metric}, arm / cross-entropy"] = " / ".join(f"{mean:.1f}" for mean in means)
+            line["difference"] = f"{100 * found['difference']:+.1f}"
+            line["95% interval"] = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+            lines.append(line)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", nargs="+", type=Path, metavar="DIR", help="keep the finished runs in these folders")
+    parser.add_argument("--date", help="of the runs that are added, YYYY-MM-DD")
+    parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where tables and predictions lie")
+    arguments = parser.parse_args()
+    table, archive = arguments.results / "erc_runs.csv", arguments.results / "erc_predictions.npz"
+    if arguments.add:
+        if not arguments.date:
+            parser.error("--add needs --date")
+        print(f"{add(arguments.add, arguments.date, table, archive)} runs added")
+        return
+    lines = compare(*load(table, archive), arguments.split)
+    head = list(lines[0]) if lines else []
+    for cells in (head, ["---"] * len(head), *(line.values() for line in lines)):
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
