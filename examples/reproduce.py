@@ -28,17 +28,18 @@ from erc.practice import PRACTICE
 from erc.settings import PRESETS, Settings, add_options, given, preset
 
 DATASETS = ("MELD", "IEMOCAP", "EmoryNLP")
-# An epoch of the curriculum holds half the data. Arms on all data therefore get half the epochs, unless they name them.
+# With --curriculum on or half, an epoch holds half the data. An arm that differs in this from the preset gets twice or
+# half the preset's epochs, so that all arms see as much data, unless it names its epochs.
 ARMS = {
-    "spcl": "--curriculum on",
-    "spcl-all": "--curriculum all",
-    "spcl-half": "--curriculum half",
+    "spcl": "--contrastive-weight none --curriculum on",
+    "spcl-all": "--contrastive-weight none --curriculum all",
+    "spcl-half": "--contrastive-weight none --curriculum half",
     "ce": "--objective ce --curriculum all",
     "both": "--contrastive-weight 0.2 --curriculum all",
-    "supcon": "--objective supcon --curriculum all",
-    "spdcl": "--objective spdcl --curriculum all",
-    "bcl": "--objective bcl --curriculum all",
-    "eacl": "--objective eacl --curriculum all",
+    "supcon": "--objective supcon --contrastive-weight none --curriculum all",
+    "spdcl": "--objective spdcl --contrastive-weight none --curriculum all",
+    "bcl": "--objective bcl --contrastive-weight none --curriculum all",
+    "eacl": "--objective eacl --contrastive-weight none --curriculum all",
 }
 
 
@@ -124,9 +125,11 @@ def arm_settings(options: str, preset_name: str, dataset: str, seed: int, common
         ) from error
     if own.get("objective", "spcl") != "spcl":
         own = {"easy_threshold": None, **own}  # the paper preset's threshold is SPCL's
-    settings = Settings(dataset=dataset, **{**preset(preset_name, dataset), **_read(common), **own, "seed": seed})
-    if settings.curriculum == "all" and "epochs" not in own:
-        settings = replace(settings, epochs=max(1, settings.epochs // 2))
+    base = Settings(dataset=dataset, seed=seed, **{**preset(preset_name, dataset), **_read(common)})
+    settings = replace(base, **{**own, "seed": seed})
+    parts = [1 if one.curriculum == "all" else 2 for one in (base, settings)]  # an epoch's, in all the data
+    if "epochs" not in own:
+        settings = replace(settings, epochs=max(1, settings.epochs * parts[1] // parts[0]))
     return settings
 
 

@@ -70,7 +70,8 @@ def encoder(folder: Path, architecture: str = "bert") -> str:
 def settings(folder: str, **changes: object) -> Settings:
     """Three quick epochs of several batches, in float32."""
     values: dict[str, object] = {
-        "dataset": "tiny", "encoder": folder, "inputs": "prompts", "context_turns": 2,
+        "dataset": "tiny", "encoder": folder, "contrastive_weight": None, "curriculum": "on",
+        "inputs": "prompts", "context_turns": 2,
         "max_length": 48, "epochs": 3, "batch_size": 4, "encoder_rate": 1e-3,
         "head_rate": 1e-2, "warmup": 2, "queue_size": 8, "support_size": 2, "precision": "fp32",
         "selects_by": "prototype",

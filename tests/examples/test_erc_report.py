@@ -43,18 +43,18 @@ def test_colours_of_nine_classes_are_told_apart_by_shape_too():
 
 def test_an_arm_is_named_by_what_differs():
     settings = [
-        Settings(),
-        Settings(curriculum="all"),
-        Settings(objective="supcon", curriculum="half"),
-        Settings(objective="ce", curriculum="all"),
-        Settings(contrastive_weight=0.2, curriculum="all", seed=7),
+        Settings(contrastive_weight=None, curriculum="on"),
+        Settings(contrastive_weight=None),
+        Settings(objective="supcon", contrastive_weight=None, curriculum="half"),
+        Settings(objective="ce"),
+        Settings(seed=7),
     ]
     assert [label(one, settings) for one in settings] == [
         "SPCL, curriculum", "SPCL", "SupCon, random half", "cross-entropy", "SPCL x 0.2 + cross-entropy",
     ]  # fmt: skip
     other = [Settings(), Settings(temperature=0.1)]
     assert [label(one, other) for one in other] == [
-        "SPCL, curriculum, temperature 0.05", "SPCL, curriculum, temperature 0.1",
+        "SPCL x 0.2 + cross-entropy, temperature 0.05", "SPCL x 0.2 + cross-entropy, temperature 0.1",
     ]  # fmt: skip
 
 
@@ -70,15 +70,19 @@ def test_every_arm_has_valid_settings_under_every_preset(arm, preset):
     assert (settings.easy_threshold == 0.3) == (spcls and preset.startswith("paper"))  # it is SPCL's alone
 
 
-def test_arms_on_all_data_get_half_the_epochs_unless_they_name_them():
-    def epochs(options, common=()):
-        return reproduce.arm_settings(options, "cpu", "MELD", 0, common).epochs
+def test_arms_see_as_much_data_as_the_preset_unless_they_name_their_epochs():
+    def epochs(options, preset="cpu", common=()):
+        return reproduce.arm_settings(options, preset, "MELD", 0, common).epochs
 
-    found = {arm: epochs(options) for arm, options in reproduce.ARMS.items()}
-    half = ("spcl", "spcl-half")
-    assert found == {arm: 4 if arm in half else 2 for arm in reproduce.ARMS}
-    assert epochs("--curriculum all", ["--epochs", "1"]) == 1
-    assert epochs("--curriculum all --epochs 3") == 3
+    halves = ("spcl", "spcl-half")  # half the data an epoch
+    assert {arm: epochs(own) for arm, own in reproduce.ARMS.items()} == {
+        arm: 6 if arm in halves else 3 for arm in reproduce.ARMS
+    }
+    assert {arm: epochs(own, "paper") for arm, own in reproduce.ARMS.items()} == {
+        arm: 16 if arm in halves else 8 for arm in reproduce.ARMS
+    }
+    assert epochs("--curriculum all", "paper", ["--epochs", "1"]) == 1
+    assert epochs("--curriculum on --epochs 3") == 3
 
 
 def test_the_arm_has_the_last_word_and_the_common_options_the_second():
@@ -101,7 +105,7 @@ def encoder(tmp_path_factory):
 
 
 COMMON = [
-    "--limit", "8", "--epochs", "2", "--max-length", "40", "--precision", "fp32", "--queue-size", "8",
+    "--limit", "8", "--epochs", "1", "--max-length", "40", "--precision", "fp32", "--queue-size", "8",
     "--support-size", "2",
 ]  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_only_what_is_given_changes_the_preset():
         ({"train_fraction": 0.0}, "train_fraction must be above 0 and at most 1; received 0.0"),
         ({"train_fraction": 1.5}, "train_fraction must be above 0 and at most 1; received 1.5"),
         ({"contrastive_weight": -1.0}, "contrastive_weight must be at least 0; received -1.0"),
-        ({"objective": "ce", "contrastive_weight": 0.2}, "contrastive_weight needs a contrastive objective"),
+        ({"objective": "ce", "contrastive_weight": 0.5}, "contrastive_weight needs a contrastive objective"),
         ({"selects_by": "nearest"}, "selects_by must be one of linear, "),
         ({"support_size": 300}, "support_size must be at most queue_size=256; received 300"),
         ({"memory_candidates": -1}, "memory_candidates must be at least 0; received -1"),
@@ -91,7 +91,14 @@ def test_a_wrong_value_is_named(change, message):
         Settings(**change)
 
 
+def test_the_default_recipe_and_cross_entropy_differ_in_the_objective_alone():
+    recipe, cross_entropy = Settings(), Settings(objective="ce")
+    assert (recipe.objective, recipe.contrastive_weight, recipe.curriculum, recipe.epochs) == ("spcl", 0.2, "all", 3)
+    differing = [name for name in NAMES if getattr(recipe, name) != getattr(cross_entropy, name)]
+    assert differing == ["objective", "contrastive_weight"] and cross_entropy.contrastive_weight is None
+
+
 def test_cross_entropy_trains_the_encoder_alone_or_beside_a_weighted_contrastive_loss():
     assert Settings(objective="ce").head_trains_encoder
     assert Settings(objective="spcl", contrastive_weight=0.2).head_trains_encoder
-    assert not Settings(objective="spcl").head_trains_encoder
+    assert not Settings(objective="spcl", contrastive_weight=None).head_trains_encoder
