@@ -27,22 +27,28 @@ from erc.evaluate import paired_bootstrap  # noqa: E402
 from erc.settings import Settings  # noqa: E402
 
 KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
+SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether they are the defaults or not
 SAME = ("dataset", "encoder", "train_fraction")  # arms are compared where these agree
+BASE = "--objective ce --contrastive-weight none --curriculum all --epochs {}"
 Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def options(settings: dict[str, Any]) -> str:
-    """The command-line options of what differs from the defaults, except for data, encoder and seed."""
+    """The command-line options of an arm: its loss and epochs, and what else differs from the defaults."""
     said = []
     for setting in fields(Settings):
         value = settings.get(setting.name, setting.default)
-        if setting.name not in (*SAME, "seed") and value != setting.default:
-            name = setting.name.replace("_", "-")
-            said.append((f"--{name}" if value else f"--no-{name}") if isinstance(value, bool) else f"--{name} {value}")
+        if setting.name in (*SAME, "seed") or (setting.name not in SPELT and value == setting.default):
+            continue
+        name = setting.name.replace("_", "-")
+        if isinstance(value, bool):
+            said.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            said.append(f"--{name} {'none' if value is None else value}")
     return " ".join(said)
 
 
-def read_run(folder: Path, date: str) -> tuple[str, dict[str, Any], Kept]:
+def read_run(folder: Path, date: str, machine: str) -> tuple[str, dict[str, Any], Kept]:
     """A finished run: its name, its row of the table, its predictions."""
     settings, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("settings", "result"))
     environment, changed = result["environment"], options(settings)
@@ -58,8 +64,7 @@ def read_run(folder: Path, date: str) -> tuple[str, dict[str, Any], Kept]:
         "seconds": round(result["seconds"]),
         "commit": environment["commit"],
         "date": date,
-        "machine": f"{environment['processor']}, {environment['threads']} thread, {result['precision']}, "
-        f"torch {environment['torch']}, Python {environment['python']}",
+        "machine": f"{machine}, {environment['threads']} thread, {result['precision']}, torch {environment['torch']}",
         "command": f"python examples/erc_{settings['dataset'].lower()}.py {own}",
     }
     name = "/".join(str(row[key]) for key in (*SAME, "arm", "seed"))
@@ -78,13 +83,13 @@ def read_run(folder: Path, date: str) -> tuple[str, dict[str, Any], Kept]:
     return name, row, predictions
 
 
-def add(roots: list[Path], date: str, table: Path, archive: Path) -> int:
+def add(roots: list[Path], date: str, machine: str, table: Path, archive: Path) -> int:
     """Adds finished runs that are not there yet. Returns how many."""
     rows, kept = load(table, archive) if table.exists() else ([], {})
     known = {"/".join(row[key] for key in (*SAME, "arm", "seed")) for row in rows}
     new = []
     for folder in sorted({path.parent for root in roots for path in root.rglob("result.json")}):
-        name, row, predictions = read_run(folder, date)
+        name, row, predictions = read_run(folder, date, machine)
         if name not in known:
             new.append({key: str(value) for key, value in row.items()})
             kept |= predictions
@@ -111,7 +116,7 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str
         arms.setdefault((*(row[key] for key in SAME), row["epochs"], row["arm"]), {})[row["seed"]] = row
     lines = []
     for (*where, epochs, arm), runs in arms.items():
-        base = arms.get((*where, epochs, f"--objective ce --curriculum all --epochs {epochs}"), {})
+        base = arms.get((*where, epochs, BASE.format(epochs)), {})
         seeds = sorted(set(runs) & set(base), key=int)
         if runs is base or not seeds:
             continue
@@ -141,14 +146,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs="+", type=Path, metavar="DIR", help="keep the finished runs in these folders")
     parser.add_argument("--date", help="of the runs that are added, YYYY-MM-DD")
+    parser.add_argument("--machine", help="on which they ran")
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where tables and predictions lie")
     arguments = parser.parse_args()
     table, archive = arguments.results / "erc_runs.csv", arguments.results / "erc_predictions.npz"
     if arguments.add:
-        if not arguments.date:
-            parser.error("--add needs --date")
-        print(f"{add(arguments.add, arguments.date, table, archive)} runs added")
+        if not arguments.date or not arguments.machine:
+            parser.error("--add needs --date and --machine")
+        print(f"{add(arguments.add, arguments.date, arguments.machine, table, archive)} runs added")
         return
     lines = compare(*load(table, archive), arguments.split)
     head = list(lines[0]) if lines else []
