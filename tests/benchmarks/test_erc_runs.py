@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import erc_runs  # noqa: E402
+
 from erc.evaluate import score  # noqa: E402
 from erc.settings import HEADS, Settings  # noqa: E402
 
