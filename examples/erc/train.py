@@ -226,7 +226,8 @@ class Training:
     def score_dev(self) -> None:
         """Scores the epoch that ends here, and keeps its weights if it is the best so far."""
         progress, selects_by = self.progress, self.settings.selects_by
-        scores = self.evaluate({"dev": self.dev})[1]["dev"]
+        _, all_scores, train = self.evaluate({"dev": self.dev})
+        scores = all_scores["dev"]
         contrastive, cross_entropy = (total / max(1, progress.batch) for total in progress.losses)
         before = progress.history[progress.best_epoch - 1] if progress.best_epoch else None
         best = before is None or scores[selects_by]["weighted_f1"] > before["dev"][selects_by]["weighted_f1"]
@@ -240,6 +241,7 @@ class Training:
             "cross_entropy": cross_entropy,
             "dev": scores,
             "difficulty": progress.difficulty,
+            "diagnostics": self.diagnose(train),
         }
         progress.history.append(line)
         if best:
@@ -254,8 +256,8 @@ class Training:
             f"{cross_entropy:.3f}, {line['seconds']:.0f} s, dev weighted-F1: {dev}"
         )
 
-    def evaluate(self, splits: dict[str, list[Sample]]) -> tuple[Guesses, dict[str, Any]]:
-        """Predicted classes and scores of splits by head, with the present weights."""
+    def evaluate(self, splits: dict[str, list[Sample]]) -> tuple[Guesses, dict[str, Any], Encoded]:
+        """Predicted classes and scores of splits by head, with the present weights; and the encoded training turns."""
         linear = self.bare_model.head
         weight, bias = (parameter.detach().double().cpu().numpy() for parameter in (linear.weight, linear.bias))
         every_head = heads(weight, bias, self.class_counts, self.settings.temperature)
@@ -265,7 +267,18 @@ class Training:
             split = self.encode(samples, name)
             guesses[name] = predict(every_head, train, split)
             scores[name] = {head: score(split.labels, own, self.corpus.labels) for head, own in guesses[name].items()}
-        return guesses, scores
+        return guesses, scores, train
+
+    def diagnose(self, train: Encoded) -> dict[str, Any]:
+        """What the loss sees in the training turns, all of them in one batch, in evaluation mode."""
+        device, process = self.accelerator.device, self.accelerator.process_index
+        own = slice(process, None, self.accelerator.num_processes if self.loss_options["gather_distributed"] else 1)
+        features = torch.from_numpy(train.features[own]).float().to(device)
+        labels = torch.from_numpy(train.labels[own]).to(device)
+        self.criterion.eval()
+        found = self.criterion.diagnostics(features, labels, prototypes=self.bare_model.prototypes)
+        arrays = {name: value.cpu().numpy() for name, value in found.items()}
+        return {name: np.where(np.isnan(array), None, array).tolist() for name, array in arrays.items()}  # for JSON
 
     def encode(self, samples: Sequence[Sample], what: str) -> Encoded:
         size = 4 * self.settings.batch_size  # nothing is kept for a backward pass
@@ -281,7 +294,7 @@ class Training:
     def score_test(self) -> dict[str, Any]:
         self.bare_model.load_state_dict(load_file(self.folder.best_of(self.progress.best_epoch)))
         splits = {"dev": self.dev, "test": self.test}
-        guesses, scores = self.evaluate(splits)
+        guesses, scores, _ = self.evaluate(splits)
         settings, progress = self.settings, self.progress
         arm = ("encoder", "objective", "contrastive_weight", "curriculum", "train_fraction", "seed")
         result = {

@@ -114,6 +114,15 @@ def test_one_line_an_epoch_and_the_best_dev_score_selects(finished):
     assert result["dev"] == lines[result["best_epoch"] - 1]["dev"]  # the best weights, scored again in the end
 
 
+def test_every_line_has_the_diagnostics_of_the_loss(finished):
+    _, folder, _ = finished
+    found = [line["diagnostics"] for line in outcome(folder)[0]]
+    assert all(set(one) >= {"loss_above_floor", "cosine_between", "queue_fill"} for one in found)
+    assert all(len(one["queue_fill"]) == len(erc_tiny.LABELS) for one in found)
+    assert found[-1]["loss_above_floor"] < found[0]["loss_above_floor"]
+    assert all(one["cosine_within"] > one["cosine_between"] for one in found)
+
+
 def test_the_curriculum_draws_half_the_data_easy_samples_first(finished):
     _, folder, _ = finished
     lines, *_ = outcome(folder)
