@@ -16,7 +16,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constr
 # Each worker takes whole files, so that a file's fixtures are made once. The folders come first: they take longest.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast fuzz check bench docs check-site clean
+.PHONY: help demo test test-fast fuzz faults check bench docs check-site clean
 .NOTPARALLEL:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test       run all tests"
 	@echo "make test-fast  run the library's own tests; installs torch, numpy, pytest and hypothesis only"
 	@echo "make fuzz       compare every backend of the loss with float64 loops on 10,000 random calls"
+	@echo "make faults     damage checkpoints and dataset files at random, and read them"
 	@echo "make check      ruff, mypy --strict, documentation build"
 	@echo "make bench      time the loss, the memory step and the sampler against their yardsticks (half an hour)"
 	@echo "make docs       build the documentation into site/"
@@ -43,6 +44,9 @@ test-fast: $(VENV)/test.installed
 # A failing case is printed as the command that runs it again.
 fuzz: $(VENV)/kernels.installed $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_ARGS)
+
+faults: $(VENV)/erc.installed $(VENV)/test.installed
+	$(BIN)/python tests/faults.py --cases 2000
 
 check: $(VENV)/check.installed
 	$(BIN)/python -m ruff check .

@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import os
+import re
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,9 @@ def warn_of_changes(source: Source, folder: Path) -> None:
         print(f"warning: not the published version of {source.name}: {', '.join(changed)} in {folder}", file=sys.stderr)
 
 
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # a surrogate alone is legal in JSON, but no file in UTF-8 can hold it
+
+
 class Value:
     """A part of a dataset's file. Its faults say file and place, what was expected there, and what was received."""
 
@@ -116,12 +120,13 @@ class Value:
         return (Value(part, f"{self.place}[{i}]") for i, part in enumerate(self.content))
 
     def text(self) -> str:
-        if not isinstance(self.content, str) or "\0" in self.content:
-            raise self.fault("text without NUL bytes")
+        if not isinstance(self.content, str) or _UNWRITABLE.search(self.content):
+            raise self.fault("text without NUL bytes and halves of surrogate pairs")
         return self.content
 
     def number(self) -> int:
-        if not self.text().strip().isdecimal():
+        digits = self.text().strip()
+        if not digits.isdecimal() or len(digits) > 18:
             raise self.fault("a whole number")
         return int(self.content)
 
@@ -139,7 +144,7 @@ class Value:
 def read_json(path: Path) -> Value:
     try:
         return Value(json.loads(path.read_bytes()), str(path))
-    except ValueError as error:  # of decoding too
+    except (ValueError, RecursionError) as error:  # of decoding too
         raise InputError(f"{path}: not readable as JSON ({error})") from error
 
 

@@ -1,0 +1,167 @@
+"""Random damage to checkpoints and to dataset files: each is read as before, or refused by an error that says so.
+
+    python tests/faults.py --cases 2000                       # what `make faults` runs
+    python tests/faults.py --only 123                         # one case again
+
+A case is a function of the seed and its number.
+"""
+
+import argparse
+import copy
+import io
+import json
+import pickle
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+from erc.checkpoint import FORMAT, read_checkpoint
+from erc.data import READERS, SOURCES, read_split
+from erc.files import InputError
+from erc.own import read_dialogues
+
+STATE = {
+    "format": FORMAT,
+    "progress": {"epoch": 1, "losses": [0.5, 1.0], "history": [{"updates": 3}]},
+    "memory": {"queue": torch.arange(24.0).view(2, 3, 4), "cursors": torch.tensor([3, 1])},
+    "random": [{"cpu": torch.get_rng_state()}],
+}
+MELD = "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n" + "".join(
+    f'"one, {i}",Ann,{SOURCES["MELD"].labels[i % 7]},{i // 3},{i % 3}\n' for i in range(9)
+)
+TURN = {"text": "one two", "speaker": "Ses01F_impro01_M", "label": "neu"}
+IEMOCAP = [[TURN, TURN | {"label": "sad"}], [TURN]]
+SCENE = {
+    "scene_id": "s01_e01_c01",
+    "utterances": [{"utterance_id": "u", "speakers": ["Ann Lee"], "transcript": "one", "emotion": "Neutral"}] * 2,
+}
+EMORYNLP = {"episodes": [{"scenes": [SCENE, SCENE | {"scene_id": "s01_e01_c02"}]}]}
+SPOILERS = (None, True, -1, 2.5, 10**400, "", "\0", "9" * 5000, "²", [], {}, [[]], {"label": 1}, "neutral", "\ud800")
+
+
+def saved(state) -> bytes:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+CONTENTS = {
+    "checkpoint": saved(STATE),
+    "MELD": MELD.encode(),
+    "IEMOCAP": json.dumps(IEMOCAP).encode(),
+    "EmoryNLP": json.dumps(EMORYNLP).encode(),
+    "own": json.dumps(IEMOCAP).encode(),
+}
+
+
+def foreign(draw) -> bytes:
+    """Files of another kind."""
+    return draw.choice([
+        b"", b"\0" * 100, b"PK\3\4", b"hello\n", draw.randbytes(draw.randint(1, 200)), pickle.dumps(STATE["progress"]),
+        saved([1, 2]), saved({"format": "spcl-erc 1"}), saved(torch.nn.Linear(1, 1)), saved(Path("x")),
+        b"[" * 100_000, b'{"a":' * 100_000, b"\x80\x02" + draw.randbytes(50), "\ufeff[]".encode("utf-16"),
+    ])  # fmt: skip
+
+
+def damaged(content: bytes, draw) -> bytes:
+    """The content with random bytes changed, lost, repeated or added."""
+    data = bytearray(content)
+    for _ in range(draw.choice((1, 1, 1, 2, 5))):
+        at = draw.randrange(len(data) + 1)
+        length = draw.choice((1, 1, 4, 64))
+        kind = draw.choice(("flip", "cut", "lose", "repeat", "add", "zero"))
+        if kind == "flip" and at < len(data):
+            data[at] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del data[at:]
+        elif kind == "lose":
+            del data[at : at + length]
+        elif kind == "repeat":
+            data[at:at] = data[at : at + length]
+        elif kind == "add":
+            data[at:at] = draw.randbytes(length)
+        elif kind == "zero":
+            data[at : at + length] = bytes(len(data[at : at + length]))
+    return bytes(data)
+
+
+def respelt(content: bytes, draw) -> bytes:
+    """The JSON with one of its values replaced by another, or removed."""
+    tree = copy.deepcopy(json.loads(content))
+    node = tree
+    while True:
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        key = draw.choice(list(keys))
+        if not isinstance(node[key], dict | list) or not node[key] or draw.random() < 0.2:
+            break
+        node = node[key]
+    if draw.random() < 0.3:
+        del node[key]
+    else:
+        node[key] = draw.choice(SPOILERS)
+    return json.dumps(tree).encode()
+
+
+def read(kind: str, path: Path):
+    if kind == "checkpoint":
+        return read_checkpoint(path)
+    return read_dialogues(path, ("neu", "sad")) if kind == "own" else read_split(path, READERS[kind])
+
+
+def same(one, other) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def check(seed: int, number: int, folder: Path) -> tuple[str, str]:
+    """(kind of file, "read", "refused", or what went wrong) of one case."""
+    draw = random.Random(f"{seed} {number}")
+    kind = draw.choice(list(CONTENTS))
+    how = draw.choice(("damaged", "damaged", "damaged", "foreign", "respelt"))
+    if how == "respelt" and kind in ("IEMOCAP", "EmoryNLP", "own"):
+        content = respelt(CONTENTS[kind], draw)
+    else:
+        content = foreign(draw) if how == "foreign" else damaged(CONTENTS[kind], draw)
+    path = folder / "file"
+    path.write_bytes(content)
+    try:
+        found = read(kind, path)
+    except InputError as error:
+        return kind, "refused" if str(path) in str(error) else f"refused without the file's name: {error}"
+    except Exception as error:
+        return kind, f"{how}, {type(error).__name__}: {error}"[:300]
+    if kind == "checkpoint" and not same(found, STATE):
+        return kind, f"{how}, read with other values"
+    return kind, "read"
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description="Damages checkpoints and dataset files, and reads them.")
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    args = parser.parse_args(arguments)
+    outcomes: dict[str, list[int]] = {kind: [0, 0, 0] for kind in CONTENTS}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.cases) if args.only is None else [args.only]:
+            kind, outcome = check(args.seed, number, Path(folder))
+            place = {"read": 0, "refused": 1}.get(outcome, 2)
+            outcomes[kind][place] += 1
+            if place == 2:
+                print(
+                    f"FAILED python tests/faults.py --seed {args.seed} --only {number}\n  {kind}, {outcome}", flush=True
+                )
+    for kind, (whole, refused, failed) in outcomes.items():
+        print(f"{kind}: {whole + refused + failed} tried, {whole} read, {refused} refused, {failed} failed")
+    return 1 if any(failed for *_, failed in outcomes.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
