@@ -97,7 +97,7 @@ def warn_of_changes(source: Source, folder: Path) -> None:
         print(f"warning: not the published version of {source.name}: {', '.join(changed)} in {folder}", file=sys.stderr)
 
 
-_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # a surrogate alone is legal in JSON, but no file in UTF-8 can hold it
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates: legal in JSON, but no file in UTF-8 can hold it
 
 
 class Value:
@@ -120,8 +120,10 @@ class Value:
         return (Value(part, f"{self.place}[{i}]") for i, part in enumerate(self.content))
 
     def text(self) -> str:
-        if not isinstance(self.content, str) or _UNWRITABLE.search(self.content):
-            raise self.fault("text without NUL bytes and halves of surrogate pairs")
+        if not isinstance(self.content, str) or "\0" in self.content:
+            raise self.fault("text without NUL bytes")
+        if _HALF_A_PAIR.search(self.content):
+            raise self.fault("text that UTF-8 can hold")
         return self.content
 
     def number(self) -> int:

@@ -40,7 +40,10 @@ def test_json_nested_too_deep_is_refused(tmp_path):
 def test_text_that_no_file_can_hold_is_refused_before_training(part, tmp_path):
     turn = {"text": "one", "speaker": "Ann", "label": "neu"} | {part: "\ud800"}
     (tmp_path / "train.json").write_text(json.dumps([[turn]]))
-    with pytest.raises(faults.InputError, match=rf"train\.json\[0\]\[0\], {part}: expected .*; received '\\ud800'"):
+    with pytest.raises(
+        faults.InputError,
+        match=rf"train\.json\[0\]\[0\], {part}: expected text that UTF-8 can hold; received '\\ud800'",
+    ):
         faults.read("own", tmp_path / "train.json")
 
 
