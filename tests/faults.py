@@ -28,7 +28,7 @@ STATE = {
     "format": FORMAT,
     "progress": {"epoch": 1, "losses": [0.5, 1.0], "history": [{"updates": 3}]},
     "memory": {"queue": torch.arange(24.0).view(2, 3, 4), "cursors": torch.tensor([3, 1])},
-    "random": [{"cpu": torch.get_rng_state()}],
+    "random": [{"cpu": torch.Generator().manual_seed(0).get_state()}],
 }
 MELD = "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n" + "".join(
     f'"one, {i}",Ann,{SOURCES["MELD"].labels[i % 7]},{i // 3},{i % 3}\n' for i in range(9)
