@@ -2,6 +2,7 @@
 
     python benchmarks/erc_runs.py --add runs/reproduction/runs     # keeps the runs that are new there
     python benchmarks/erc_runs.py                                  # every arm against cross-entropy, on dev
+    python benchmarks/erc_runs.py --least-seeds 2 --figure docs/figures/erc_differences.png
     python benchmarks/erc_runs.py --split test                     # on test, once all choices are made
 
 results/erc_runs.csv has a row for each run. results/erc_predictions.npz has a byte for each turn and head, so that the
@@ -29,7 +30,6 @@ from erc.settings import Settings  # noqa: E402
 KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
 SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether they are the defaults or not
 SAME = ("dataset", "encoder", "train_fraction")  # arms are compared where these agree
-BASE = "--objective ce --contrastive-weight none --curriculum all --epochs {}"
 Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
@@ -116,7 +116,8 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str
         arms.setdefault((*(row[key] for key in SAME), row["epochs"], row["arm"]), {})[row["seed"]] = row
     lines = []
     for (*where, epochs, arm), runs in arms.items():
-        base = arms.get((*where, epochs, BASE.format(epochs)), {})
+        ce = [key for key in arms if key[:-1] == (*where, epochs) and "--objective ce" in key[-1]]
+        base = arms[min(ce, key=lambda key: len(key[-1]))] if ce else {}  # the one with the fewest options
         seeds = sorted(set(runs) & set(base), key=int)
         if runs is base or not seeds:
             continue
@@ -142,12 +143,34 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str
     return lines
 
 
+def draw(lines: list[dict[str, str]], path: Path) -> None:
+    """The differences with their intervals."""
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.3 * len(lines)), layout="constrained", facecolor="white")
+    for place, line in enumerate(reversed(lines)):
+        low, high = map(float, line["95% interval"].split(" to "))
+        axis.plot([low, high], [place, place], color="#7a7a7a", linewidth=2)
+        axis.plot(float(line["difference"]), place, "o", color="#1f5fa8")
+    names = [
+        f"{line['dataset']}, {float(line['share of the dialogues']):.0%} of the dialogues, "
+        f"{'SPCL alone' if ' none ' in line['arm'] else 'SPCL beside cross-entropy'}, {line['head']}"
+        for line in reversed(lines)
+    ]
+    axis.set_yticks(range(len(lines)), names)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_xlabel("difference from cross-entropy in points of weighted-F1, with its 95% interval")
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", nargs="+", type=Path, metavar="DIR", help="keep the finished runs in these folders")
     parser.add_argument("--date", help="of the runs that are added, YYYY-MM-DD")
     parser.add_argument("--machine", help="on which they ran")
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument("--least-seeds", type=int, default=1, help="compare arms with at least so many seeds")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the differences")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where tables and predictions lie")
     arguments = parser.parse_args()
     table, archive = arguments.results / "erc_runs.csv", arguments.results / "erc_predictions.npz"
@@ -157,6 +180,9 @@ def main() -> None:
         print(f"{add(arguments.add, arguments.date, arguments.machine, table, archive)} runs added")
         return
     lines = compare(*load(table, archive), arguments.split)
+    lines = [line for line in lines if int(line["seeds"]) >= arguments.least_seeds]
+    if arguments.figure:
+        draw(lines, arguments.figure)
     head = list(lines[0]) if lines else []
     for cells in (head, ["---"] * len(head), *(line.values() for line in lines)):
         print(f"| {' | '.join(cells)} |")
