@@ -1,4 +1,4 @@
-# Two commands: `make demo` trains SPCL on MELD and scores it; `make test` runs the tests.
+# Two commands: `make demo` trains SPCL beside cross-entropy on MELD; `make test` runs the tests.
 # Both set up their own .venv first, once; PYTHON=python3.12 chooses the interpreter it is made from,
 # PIP_ARGS goes to every pip install. `make demo` continues an interrupted run and shows a finished one;
 # `make demo DEMO_ARGS=--overwrite` starts anew. Tests run in TEST_WORKERS processes of one thread each.
@@ -20,7 +20,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loa
 .NOTPARALLEL:
 
 help:
-	@echo "make demo       train SPCL on MELD (on a practice corpus where MELD cannot be had) and score it"
+	@echo "make demo       train on MELD (on a practice corpus where MELD cannot be had) and score it"
 	@echo "make test       run all tests"
 	@echo "make test-fast  run the library's own tests; installs torch, numpy, pytest and hypothesis only"
 	@echo "make fuzz       compare every backend of the loss with float64 loops on 10,000 random calls"
