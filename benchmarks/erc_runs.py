@@ -159,7 +159,7 @@ def draw(lines: list[dict[str, str]], path: Path) -> None:
     ]
     axis.set_yticks(range(len(lines)), names)
     axis.axvline(0, color="black", linewidth=1)
-    axis.set_xlabel("points of weighted-F1 over cross-entropy, 95% interval")
+    axis.set_xlabel("points of weighted-F1 over cross-entropy")
     figure.savefig(path, dpi=120)
 
 
