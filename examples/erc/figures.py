@@ -13,31 +13,39 @@ if TYPE_CHECKING:
     from .report import Arm
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#F0E442")
+CURVES = (
+    "After each epoch: dev weighted-F1, and the contrastive loss above its smallest possible value. Band: all seeds."
+)
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "h")
 
 
 def draw(arms: Sequence[Arm]) -> Iterator[tuple[str, str, Figure]]:
     """Name, caption and figure of everything that there is to show; every figure shows all arms."""
-    yield "curves", "Dev weighted-F1 of the selecting head after each epoch. Band: all seeds.", curves(arms)
+    yield "curves", CURVES, curves(arms)
     yield "confusion", "Test turns, selecting head, all seeds: share of the true class.", confusion(arms)
 
 
 def curves(arms: Sequence[Arm]) -> Figure:
-    figure = Figure(figsize=(7.6, 3.4 + 0.12 * len(arms)), layout="constrained", facecolor="white")
-    axes = figure.subplots()
+    figure = Figure(figsize=(10, 3.4 + 0.12 * len(arms)), layout="constrained", facecolor="white")
+    scores, losses = figure.subplots(1, 2)
     for number, arm in enumerate(arms):
         length = min(len(run.history) for run in arm.runs)  # a run that stopped early ends the mean
         updates = [line["updates"] for line in arm.runs[0].history[:length]]
-        values = np.array(
-            [[100 * line["dev"][arm.head]["weighted_f1"] for line in run.history[:length]] for run in arm.runs]
-        )
+        histories = [run.history[:length] for run in arm.runs]
+        f1 = [[100 * line["dev"][arm.head]["weighted_f1"] for line in history] for history in histories]
+        # Runs of earlier versions have no diagnostics.
+        loss = [[line.get("diagnostics", {}).get("loss_above_floor") for line in history] for history in histories]
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        axes.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=_literal(arm.label))
-        axes.fill_between(updates, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
-    axes.set(xlabel="updates", ylabel="dev weighted-F1, percent")
-    axes.grid(axis="y", color="0.9")
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-    axes.spines[["top", "right"]].set_visible(False)
+        for panel, rows in ((scores, f1), (losses, loss)):
+            values = np.array(rows, float)
+            panel.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=_literal(arm.label))
+            panel.fill_between(updates, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
+    scores.set(xlabel="updates", ylabel="dev weighted-F1, percent")
+    losses.set(xlabel="updates", ylabel="contrastive loss above its floor")
+    for panel in (scores, losses):
+        panel.grid(axis="y", color="0.9")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles=scores.lines, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
