@@ -29,7 +29,7 @@ def _of_losses(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[
     return {
         "loss_above_floor": sums.sum() / sizes.sum(),
         "loss_above_floor_by_class": sums / sizes,
-        "positives_per_anchor": num_positives.masked_fill(anchors < 0, 0).sum() / (anchors >= 0).sum(),
+        "positives_per_anchor": num_positives.masked_fill(anchors < 0, 0).sum().to(losses.dtype) / (anchors >= 0).sum(),
     }
 
 
@@ -57,7 +57,7 @@ def _of_rows(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[st
 
 
 def _of_queues(memory: PrototypeMemory) -> dict[str, Tensor]:
-    counts = memory.counts
+    counts = memory.counts.to(computed_dtype(memory.queue))  # else the quotients have the default dtype
     return {
         "queue_fill": counts / memory.queue_size,
         "queue_age": (counts * memory.draws / memory.cursors.clamp_min(1)).masked_fill(counts == 0, torch.nan),
