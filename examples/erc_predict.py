@@ -27,7 +27,7 @@ from erc.data import Dialogue, load_corpus
 from erc.evaluate import Array, Encoded, encode, heads, reference_samples
 from erc.files import InputError
 from erc.folder import RunFolder
-from erc.inputs import Prompts, Sample, Windows
+from erc.inputs import Sample, lay_out
 from erc.model import EmotionModel, load_encoder, precision
 from erc.own import read_dialogues
 from erc.settings import HEADS, Settings
@@ -75,9 +75,7 @@ class Classifier:
         return self.encode(chosen, "training turns"), np.bincount(labels, minlength=classes)
 
     def samples(self, dialogues: Sequence[Dialogue]) -> list[Sample]:
-        lay_out = {"dialogues": Windows, "prompts": Prompts}[self.settings.inputs]
-        sizes = {"context_turns": self.settings.context_turns, "max_length": self.settings.max_length}
-        return lay_out(dialogues, self.tokenizer, **sizes).own_queries()
+        return lay_out(dialogues, self.tokenizer, self.settings).own_queries()
 
     def encode(self, samples: Sequence[Sample], what: str) -> Encoded:
         padding, size = int(self.tokenizer.pad_token_id or 0), 4 * self.settings.batch_size

@@ -4,7 +4,7 @@ An arm is a name and the options that it adds to the scripts' own. A finished ru
 on, so the same command continues the comparison.
 
 examples:
-  python examples/reproduce.py                                             SPCL and cross-entropy, five seeds
+  python examples/reproduce.py                                             SPCL, cross-entropy and both, five seeds
   python examples/reproduce.py --arms ce both --seeds 0 1                  two arms, two seeds
   python examples/reproduce.py --arm "cool=--temperature 0.03" --arms ce   an arm of your own, against cross-entropy
   python examples/reproduce.py --report runs/a runs/b                      only the report, on runs that are there

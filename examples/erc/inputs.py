@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .data import Dialogue
 from .files import InputError
+from .settings import Settings
 
 AFTER_ALL = torch.iinfo(torch.long).max
 PAST_QUERIES = 0.2  # share of the turns that also ask for an earlier turn's emotion, in training
@@ -162,6 +163,12 @@ class Prompts:
         assert asked.label is not None
         mask = len(ids) - 2
         return Sample(Input(tuple(ids)), mask, mask + 1, asked.label, self.dialogues[d].id, asked.id)
+
+
+def lay_out(dialogues: Sequence[Dialogue], tokenizer: Any, settings: Settings) -> Windows | Prompts:
+    """A split's dialogues as the encoder reads them."""
+    kind = {"dialogues": Windows, "prompts": Prompts}[settings.inputs]
+    return kind(dialogues, tokenizer, context_turns=settings.context_turns, max_length=settings.max_length)
 
 
 def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -30,7 +30,7 @@ from .data import Corpus
 from .evaluate import Encoded, Guesses, encode, heads, predict, progress_bar, reference_samples, score
 from .files import InputError
 from .folder import RunFolder, atomically
-from .inputs import Prompts, Sample, Windows, collate
+from .inputs import Sample, collate, lay_out
 from .model import CLIP_NORM, EmotionModel, load_encoder, loss_options, precision, rate_factor
 from .report import Run, environment, write_run
 from .settings import Settings
@@ -97,9 +97,7 @@ class Training:
         set_seed(settings.seed, device_specific=True)  # dropout differs between processes
 
         # The data: every labelled turn is a sample. Dev and test are tokenised now, so that their faults show at once.
-        make_inputs = {"dialogues": Windows, "prompts": Prompts}[settings.inputs]
-        sizes = {"context_turns": settings.context_turns, "max_length": settings.max_length}
-        inputs = {split: make_inputs(getattr(corpus, split), tokenizer, **sizes) for split in ("train", "dev", "test")}
+        inputs = {split: lay_out(getattr(corpus, split), tokenizer, settings) for split in ("train", "dev", "test")}
         for split, laid_out in inputs.items():
             if not laid_out.own_queries():
                 raise InputError(f"the {split} split of {corpus.name} has no labelled turn")
