@@ -20,6 +20,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
@@ -183,9 +184,7 @@ def main() -> None:
     lines = [line for line in lines if int(line["seeds"]) >= arguments.least_seeds]
     if arguments.figure:
         draw(lines, arguments.figure)
-    head = list(lines[0]) if lines else []
-    for cells in (head, ["---"] * len(head), *(line.values() for line in lines)):
-        print(f"| {' | '.join(cells)} |")
+    print(measure.table(lines))
 
 
 if __name__ == "__main__":
