@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import itertools
 import json
 import re
 import statistics
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import erc_tiny
 import reproduce
@@ -176,9 +178,28 @@ def test_every_figure_has_all_arms_on_an_opaque_ground(finished):
     labels = [arm.label for arm in arms]
     for name, figure in drawn.items():
         assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0), name
-    assert [axes.get_title() for axes in drawn["confusion"].axes] == labels
+    assert [" ".join(axes.get_title().split()) for axes in drawn["confusion"].axes] == labels
     assert [text.get_text() for text in drawn["curves"].legends[0].get_texts()] == labels
     assert all(axes.get_ylabel() for axes in drawn["confusion"].axes)
+
+
+def test_long_names_of_arms_are_neither_cut_off_nor_drawn_over_one_another(finished):
+    ((_, arms),) = by_dataset(collect([finished])).items()
+    arms = [replace(arm, label=arm.label + ", an_option_with_a_long_name 0.5" * 4) for arm in arms]
+    for name, _, figure in figures.draw(arms):
+        FigureCanvasAgg(figure).draw()
+        legends = [text for legend in figure.legends for text in legend.get_texts()]
+        boxes = [text.get_window_extent() for text in (*legends, *(axes.title for axes in figure.axes))]
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes), name
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2) if a.width and b.width), name
+
+
+def test_runs_without_diagnostics_have_no_empty_panel(finished):
+    ((_, arms),) = by_dataset(collect([finished])).items()
+    assert len(figures.curves(arms).axes) == 2
+    for line in (line for arm in arms for run in arm.runs for line in run.history):
+        del line["diagnostics"]
+    assert [axes.get_ylabel() for axes in figures.curves(arms).axes] == ["dev weighted-F1, percent"]
 
 
 def test_confusion_counts_true_by_predicted(finished):
