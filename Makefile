@@ -63,7 +63,7 @@ docs: $(VENV)/check.installed
 	$(BIN)/python -m mkdocs build --strict
 
 # No package of Python's index brings a browser, so this is apart from `make check`. Without one it fails and says so.
-check-site: docs
+check-site: docs $(VENV)/site.installed
 	$(BIN)/python docs/tools/check_site.py site
 
 clean:

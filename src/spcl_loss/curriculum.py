@@ -30,8 +30,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
         (1 - k/R) + (2k/R - 1) r / (n - 1)                                     (Song et al., section 3.3)
 
-    The samples of an epoch are settled when `set_epoch` begins it. They depend on the difficulty at that moment, the
-    seed and the epoch alone. Samples of equal difficulty are ranked at random, anew in each epoch. A single sample is
+    `set_epoch` fixes the samples of an epoch. They depend only on the difficulty at that moment, the seed and the
+    epoch. Samples of equal difficulty are ranked at random, anew in each epoch. A single sample is
     always kept. If nobody calls `set_epoch`, every iteration after the first counts as the next epoch, with a warning;
     the last epoch repeats.
 
@@ -127,14 +127,14 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
     @property
     def indices(self) -> Tensor:
-        """(len,) int64: the samples of this rank in the present epoch, in order. Reading them is no iteration."""
+        """(len,) int64: the samples of this rank in the present epoch, in order. Reading them starts no iteration."""
         return torch.from_numpy(self._indices).long()
 
     def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
         """Begins an epoch.
 
-        An epoch that is under way goes on, unless new scores are given: one that `load_state_dict` has restored, or one
-        whose iterator has not come to its end.
+        An unfinished epoch continues, unless new scores are given. Unfinished is an epoch whose iterator has not ended,
+        or one that `load_state_dict` has restored.
 
         Args:
             epoch: which one, of 0 .. num_epochs - 1.
@@ -163,11 +163,11 @@ class DifficultyCurriculumSampler(Sampler[int]):
         *,
         ignore_index: int = -100,
     ) -> None:
-        """Takes the difficulty of samples from their embeddings in a training step, for the epochs to come.
+        """Computes the difficulty of samples from their embeddings in a training step, for later epochs.
 
-        With a memory: ``sampler.observe(indices, embeddings, labels, *memory.centroids())``. A sample has the score of
-        the last step that saw it; until then it keeps the one it came with. Rows without a difficulty change nothing:
-        ignored rows, rows with a NaN or an infinity, and rows whose class has no centre.
+        With a memory: ``sampler.observe(indices, embeddings, labels, *memory.centroids())``. Each sample has the
+        score of the last step that saw it, or its first score. Ignored rows, rows with a NaN or an infinity, and rows
+        whose class has no centre change nothing.
 
         Every rank has to observe the same samples, or the ranks would draw different epochs: gather the arguments
         first.

@@ -265,7 +265,7 @@ class PrototypeMemory(Restorable):
         return self.queue[classes, slots].view(-1, D), labels.view(-1)
 
     def reset(self) -> None:
-        """Back to the state of a new memory: empty queues, no fallback centres, the constructor's seed, no draw."""
+        """Restores the state of a new memory: empty queues, no fallback centres, the constructor's seed, no draw."""
         self.reset_parameters()
 
     def _restore_buffers(self) -> None:

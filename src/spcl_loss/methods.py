@@ -78,7 +78,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Options of the loss by method: "spcl", "spdcl", "supcon", "bcl", "eacl" (its contrastive term).
 
 Pass them on, as in ``SupervisedPrototypicalContrastiveLoss(7, 768, **METHODS["bcl"])``; the function takes them too.
-Where a method takes its prototypes from is not among them: SPCL and SPDCL draw them from a memory, BCL and EACL learn
-them (pass `prototypes`), SupCon has none. Sources: Song et al. 2022 (SPCL, SPDCL), Khosla et al. 2020, Zhu et al. 2022,
+The options do not choose the prototypes: SPCL and SPDCL draw them from a memory, BCL and EACL learn them (pass
+`prototypes`), SupCon has none. Sources: Song et al. 2022 (SPCL, SPDCL), Khosla et al. 2020, Zhu et al. 2022,
 Yu et al. 2024.
 """

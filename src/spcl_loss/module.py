@@ -22,11 +22,11 @@ from spcl_loss.methods import ContrastKind, Impl, Options, Positives, Reduction,
 
 
 class SupervisedPrototypicalContrastiveLoss(Restorable):
-    """The loss with a memory of its own: prototypes are drawn, the batch is compared, then it enters the queues.
+    """Supervised prototypical contrastive loss with its own memory of embeddings, from which it draws the prototypes.
 
-    In training mode every call draws a new support set and enqueues the batch. In evaluation mode the prototypes are
-    the centroids and nothing changes. The memory does not change either while gradients are disabled, nor by a batch
-    with a row that is not finite, whose loss is NaN.
+    In training mode every call draws new prototypes, compares the batch with them, then enqueues the batch. In
+    evaluation mode the prototypes are the centroids and nothing changes. While gradients are disabled the memory does
+    not change. A row that is not finite makes the loss NaN, and its batch does not enter the memory.
 
     With `gather_distributed` every rank enqueues the rows of all ranks, in rank order. The memories then stay the same
     to the bit, and nothing is broadcast. Every rank has to make every call, in evaluation too. To evaluate on one rank
@@ -151,7 +151,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         Args:
             embeddings: (N, D) floating, not normalised.
             labels: (N,) integer.
-            prototypes: (C, D) learned prototypes, used instead of the memory's. The memory is filled all the same.
+            prototypes: (C, D) learned prototypes, used instead of the memory's. The memory is still filled.
             candidates: (M, D) further candidates of known class, never anchors. ``memory.entries(16)`` gives the newest
                 entries of every class. With `gather_distributed` they must be the same on all ranks, as entries are.
             candidate_labels: (M,) integer classes of the candidates. A row labelled `ignore_index` is no candidate.
@@ -252,7 +252,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
 
     @property
     def ignore_index(self) -> int:
-        """The label of rows to leave out; the memory's, so that both leave out the same."""
+        """The label of rows to leave out. The loss and its memory share it."""
         return self.memory.ignore_index
 
     @ignore_index.setter
