@@ -8,6 +8,7 @@ PIP_ARGS ?=
 DEMO_ARGS ?= --resume
 TEST_WORKERS ?= 2
 FUZZ_ARGS ?= --cases 10000
+MUTATION_ARGS ?= --sample 300
 VENV := .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING := 1
@@ -16,7 +17,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constr
 # Each worker takes whole files, so that a file's fixtures are made once. The folders come first: they take longest.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast fuzz faults check bench docs check-site clean
+.PHONY: help demo test test-fast fuzz faults soak mutation check bench docs check-site clean
 .NOTPARALLEL:
 
 help:
@@ -24,7 +25,9 @@ help:
 	@echo "make test       run all tests"
 	@echo "make test-fast  run the library's own tests; installs torch, numpy, pytest and hypothesis only"
 	@echo "make fuzz       compare every backend of the loss with float64 loops on 10,000 random calls"
-	@echo "make faults     damage checkpoints and dataset files at random, and read them"
+	@echo "make faults     damage files, kill trainings, fill the disk, lose ranks: what is tried and survived"
+	@echo "make soak       100,000 steps of loss, memory and sampler: growth of memory, drift, time"
+	@echo "make mutation   change the library one place at a time, and count what its tests notice"
 	@echo "make check      ruff, mypy --strict, documentation build"
 	@echo "make bench      time the loss, the memory step and the sampler against their yardsticks (half an hour)"
 	@echo "make docs       build the documentation into site/"
@@ -47,6 +50,13 @@ fuzz: $(VENV)/kernels.installed $(VENV)/test.installed
 
 faults: $(VENV)/erc.installed $(VENV)/test.installed
 	$(BIN)/python tests/faults.py --cases 2000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/accidents.py --kills 200
+
+soak: $(VENV)/test.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --steps 100000
+
+mutation: $(VENV)/test.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py $(MUTATION_ARGS)
 
 check: $(VENV)/check.installed
 	$(BIN)/python -m ruff check .

@@ -68,9 +68,12 @@ def locate(source: Source, data_dir: str | Path | None = None) -> Path:
     )
 
 
+SILENCE = 30  # seconds without a byte, after which a download is given up
+
+
 def download(url: str, target: Path, expected: str) -> None:
     """Fetches a few megabytes to `target`, which appears only once it is whole and has the expected checksum."""
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(url, timeout=SILENCE) as response:
         content = response.read()
     if (found := checksum(content, expected)) != expected:
         raise OSError(f"{url} has the checksum {found}, expected {expected}")

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .files import InputError
 from .settings import NAMES, Settings
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where a folder cannot be locked
+    fcntl = None
 
 FIGURES = ("curves.png", "confusion.png")  # of a single run
 
@@ -33,18 +41,42 @@ class RunFolder:
             if place.exists() and not place.is_dir():
                 raise InputError(f"{place} is a file: --output must name a folder")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes from training in the folder. A killed process keeps nobody out."""
+        self.check()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
+        if fcntl is None:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(
+                f"{self.path} is in use: another process trains there. Wait for its end, or name another folder with "
+                "--output"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder, or takes up the run that it holds. InputError where that is not allowed or not possible."""
+        """Begins a run in the folder, or takes up the one that it holds. InputError where that is not allowed."""
         self.check()
         if overwrite and not resume:
             self.clear()
         stored = self.stored_settings()
         if stored is None:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                write_json(self.settings, asdict(settings))
-            except OSError as error:
-                raise InputError(f"{self.path} cannot be written: {error}") from error
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.settings, asdict(settings))
         elif not resume:
             raise InputError(
                 f"{self.path} already holds a run: --resume continues it, --overwrite replaces it, "
@@ -100,10 +132,14 @@ class RunFolder:
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill another file, then renames it to `path`: at any time `path` is complete or absent."""
     partial = path.with_name(f"partial-{path.name}")
-    write(partial)
-    flush(partial)
-    partial.replace(path)
-    flush(path.parent)
+    try:
+        write(partial)
+        flush(partial)
+        partial.replace(path)
+        flush(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how writers report a full disk
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error}. Mend that, and continue with --resume") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -54,15 +55,16 @@ def train(
         raise ValueError(f"corpus must be {settings.dataset}, as in the settings; received {corpus.name}")
     accelerator = Accelerator(mixed_precision=precision(settings))
     folder = RunFolder(output)
-    if accelerator.is_main_process:
-        folder.open(settings, resume=resume, overwrite=overwrite)
-    accelerator.wait_for_everyone()
-    if (result := folder.stored_result()) is not None:
+    with folder.alone() if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            folder.open(settings, resume=resume, overwrite=overwrite)
+        accelerator.wait_for_everyone()
+        if (result := folder.stored_result()) is not None:
+            return result
+        corpus = corpus.first(settings.limit).part(settings.train_fraction, settings.seed)
+        result = Training(settings, corpus, folder, accelerator, checkpoint_every).run()
+        accelerator.free_memory()
         return result
-    corpus = corpus.first(settings.limit).part(settings.train_fraction, settings.seed)
-    result = Training(settings, corpus, folder, accelerator, checkpoint_every).run()
-    accelerator.free_memory()
-    return result
 
 
 class Training:

@@ -1,10 +1,21 @@
-"""200 of the damaged files of `make faults`, and that the undamaged ones are read."""
+"""Damaged files, full disks, bad downloads, and a few of the accidents of `make faults`."""
 
+import dataclasses
+import hashlib
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
+import accidents
 import faults
+from erc import files
+from erc.folder import RunFolder, atomically
 
 
 @pytest.mark.parametrize("kind", faults.CONTENTS)
@@ -51,3 +62,85 @@ def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text(faults.MELD.replace(",0,0", f",0,{'9' * 5000}"))
     with pytest.raises(faults.InputError, match="line 2, Utterance_ID: expected a whole number"):
         faults.read("MELD", tmp_path / "x.csv")
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    refused = pytest.raises(faults.InputError, match=r"run is in use: another process trains there\. Wait")
+    with RunFolder(folder).alone(), refused, RunFolder(folder).alone():
+        pass
+    with RunFolder(folder).alone():
+        pass
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), RuntimeError("failed writing file")])
+def test_a_full_disk_keeps_the_file_and_says_what_to_do(failure, tmp_path):
+    (tmp_path / "checkpoint").write_text("old", encoding="utf-8")
+
+    def write(partial):
+        partial.write_text("ne", encoding="utf-8")
+        raise failure
+
+    with pytest.raises(faults.InputError, match=r"checkpoint cannot be written: .*(space|failed).*\. Mend that"):
+        atomically(tmp_path / "checkpoint", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert (tmp_path / "checkpoint").read_text(encoding="utf-8") == "old"
+
+
+class Bad(http.server.BaseHTTPRequestHandler):
+    """Serves ten bytes: slowly, without the last five, or not at all."""
+
+    def do_GET(self):
+        name = self.path.strip("/")
+        if name == "silent":
+            self.server.ended.wait(20)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "10")
+        self.end_headers()
+        for byte in b"0123456789"[: 5 if name == "cut" else 10]:
+            self.wfile.write(bytes([byte]))
+            if name == "slow":
+                time.sleep(0.05)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def url():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bad) as server:
+        server.ended = threading.Event()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.ended.set()
+        server.shutdown()
+        thread.join()
+
+
+TEN = hashlib.sha256(b"0123456789").hexdigest()
+
+
+@pytest.mark.parametrize(("how", "error"), [("cut", "IncompleteRead"), ("silent", "timed out")])
+def test_a_download_that_is_cut_off_or_silent_is_an_error_and_leaves_no_file(how, error, url, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SILENCE", 0.3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
+    source = dataclasses.replace(faults.SOURCES["MELD"], files={how: TEN}, url=url)
+    with pytest.raises(files.NoDataError, match=f"could not be downloaded .*{error}"):
+        files.locate(source)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_slow_download_is_waited_for(url, tmp_path):
+    files.download(f"{url}/slow", tmp_path / "slow", TEN)
+    assert (tmp_path / "slow").read_bytes() == b"0123456789"
+
+
+def test_accidents_are_survived():
+    """A few of those of `make faults`, in a process of its own, which forks."""
+    command = [sys.executable, accidents.__file__, "--kills", "3", "--erc-kills", "0", "--timeout", "3"]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert [line.split(":")[0] for line in said.stdout.splitlines()] == list(accidents.ACCIDENTS)[:-1]
