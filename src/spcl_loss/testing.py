@@ -126,13 +126,15 @@ def _rank(
     timeout: float,
 ) -> None:
     torch.set_num_threads(1)
+    # A script that sets a default device sets it in its spawned processes too. Not `with torch.device("cpu")`: while
+    # such a mode is active, gloo of torch 2.6 can wait for itself for ever when the process group ends.
+    torch.set_default_device(None)
 
     def run(name: str, rank: int, world_size: int, steps: list[list[int]]) -> None:
         store = dist.FileStore(f"{folder}/store of {world_size}", world_size)  # type: ignore[attr-defined]
         limit = timedelta(seconds=timeout)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
-        with torch.device("cpu"):  # a script that sets another default device sets it in its spawned processes too
-            result = _train(loss_factory, num_classes, embedding_dim, steps, rank)
+        result = _train(loss_factory, num_classes, embedding_dim, steps, rank)
         torch.save(result, f"{folder}/{name}.pt")
         dist.destroy_process_group()
 
