@@ -1,4 +1,7 @@
-"""MkDocs hook: equations become drawings while the site is built, so they need no script and no font to be read."""
+"""MkDocs hook: equations become drawings while the site is built, so they need no script and no font to be read.
+
+A number also stays on one line with its interval.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import ziamath
 INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
 CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
+INTERVAL = re.compile(r"(?<=\d) (±|to) (?=[-+]?\d+\.\d)")  # 0.8 ± 0.1, -1.0 to +2.0
 SIZE = 100  # units a font size; the page scales the drawing to its own
 ziamath.config.svg2 = False  # outlines stand where they are used: an id would have to be unique in the page
 
@@ -32,6 +36,7 @@ def draw_inline(content: str, *, display: bool) -> str:
 
 def on_page_content(content: str, **_: object) -> str:
     """Replace what the arithmatex extension marked."""
+    content = INTERVAL.sub("\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", content)
     content = BLOCK.sub(
         lambda match: f'<div class="equation">{draw(match[1], display=True)}</div>',
         content,
