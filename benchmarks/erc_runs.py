@@ -4,15 +4,18 @@
     python benchmarks/erc_runs.py                                  # every arm against cross-entropy, on dev
     python benchmarks/erc_runs.py --least-seeds 2 --figure docs/figures/erc_differences.png
     python benchmarks/erc_runs.py --split test                     # on test, once all choices are made
+    python benchmarks/erc_runs.py --split rest                     # on the training dialogues that no run drew
 
-results/erc_runs.csv has a row for each run. results/erc_predictions.npz has a byte for each turn and head, so that the
-paired bootstrap over dialogues and seeds can be made again, and with further seeds, without the run folders.
+A run on a share of the training dialogues is also scored on the rest of them: thousands of turns by which nothing was
+chosen. results/erc_runs.csv has a row for each run. results/erc_predictions.npz has a byte for each turn and head, so
+that the paired bootstrap over dialogues and seeds can be made again, and with further seeds, without the run folders.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import statistics
 import sys
@@ -25,12 +28,14 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from erc.evaluate import paired_bootstrap  # noqa: E402
-from erc.settings import Settings  # noqa: E402
+from erc.evaluate import heads, paired_bootstrap, predict, score  # noqa: E402
+from erc.settings import HEADS, Settings  # noqa: E402
 
 KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
 SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether they are the defaults or not
 SAME = ("dataset", "encoder", "train_fraction")  # arms are compared where these agree
+SPLITS = ("dev", "test", "rest")
+NOT_SCORED = 255  # in the rest: a turn that the run was trained on
 Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
@@ -49,17 +54,25 @@ def options(settings: dict[str, Any]) -> str:
     return " ".join(said)
 
 
-def read_run(folder: Path, date: str, machine: str) -> tuple[str, dict[str, Any], Kept]:
-    """A finished run: its name, its row of the table, its predictions."""
-    settings, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("settings", "result"))
+def name_of(row: dict[str, Any]) -> str:
+    """What no two runs share."""
+    return "/".join(str(row[key]) for key in (*SAME, "arm", "seed"))
+
+
+def read_run(folder: Path, settings: dict[str, Any], date: str, machine: str) -> tuple[dict[str, Any], Kept]:
+    """A finished run: its row of the table, its predictions."""
+    result = json.loads((folder / "result.json").read_text())
     environment, changed = result["environment"], options(settings)
     row: dict[str, Any] = {name: settings[name] for name in SAME}
     row |= {"arm": changed, "seed": settings["seed"], "train turns": result["train_samples"]}
     row |= {"epochs": result["epochs"], "best epoch": result["best_epoch"], "selected by": result["selected_by"]}
-    for split in ("dev", "test"):
-        for head, scores in result[split].items():
-            row[f"{split} {head} weighted-F1"] = round(scores["weighted_f1"], 4)
-            row[f"{split} {head} macro-F1"] = round(scores["macro_f1"], 4)
+    classes = list(result["dev"]["lda"]["per_class_f1"])
+    turns = {split: read_predictions(folder / "predictions.csv", split, classes) for split in ("dev", "test")}
+    if settings["train_fraction"] < 1:
+        result["rest"], turns["rest"] = score_rest(folder)
+    for split, head, metric in itertools.product(SPLITS, HEADS, ("weighted-F1", "macro-F1")):
+        scores = result[split][head] if split in result else {}
+        row[f"{split} {head} {metric}"] = "" if not scores else round(scores[metric.replace("-", "_").lower()], 4)
     own = f"--seed {settings['seed']} --train-fraction {settings['train_fraction']} {changed}"
     row |= {
         "seconds": round(result["seconds"]),
@@ -68,35 +81,62 @@ def read_run(folder: Path, date: str, machine: str) -> tuple[str, dict[str, Any]
         "machine": f"{machine}, {environment['threads']} thread, {result['precision']}, torch {environment['torch']}",
         "command": f"python examples/erc_{settings['dataset'].lower()}.py {own}",
     }
-    name = "/".join(str(row[key]) for key in (*SAME, "arm", "seed"))
-    predictions: Kept = {}
-    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    classes = list(result["dev"]["lda"]["per_class_f1"])
-    for split in ("dev", "test"):
-        of_split = [line for line in rows if line["split"] == split]
-        about = f"{settings['dataset']}/{split}"
-        predictions[f"{about}/gold"] = np.array([classes.index(line["gold"]) for line in of_split], np.uint8)
-        predictions[f"{about}/dialogue"] = np.array([line["dialogue"] for line in of_split])
-        for head in KEPT:
-            guesses = [classes.index(line[head]) for line in of_split]
-            predictions[f"{name}/{split}/{head}"] = np.array(guesses, np.uint8)
-    return name, row, predictions
+    owner = dict.fromkeys(("gold", "dialogue"), settings["dataset"])  # the runs of a dataset share them
+    predictions = {
+        f"{owner.get(key, name_of(row))}/{split}/{key}": kept for split in turns for key, kept in turns[split].items()
+    }
+    return row, predictions
+
+
+def read_predictions(path: Path, split: str, classes: list[str]) -> Kept:
+    """What a run wrote about a split: (n,) classes by head, true classes `gold`, and `dialogue`."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    of_turns = {key: np.array([classes.index(row[key]) for row in rows], np.uint8) for key in ("gold", *KEPT)}
+    return {**of_turns, "dialogue": np.array([row["dialogue"] for row in rows])}
+
+
+def score_rest(folder: Path) -> tuple[dict[str, Any], Kept]:
+    """Scores by head of the training turns that the run did not draw; and the same arrays as of another split.
+
+    The arrays cover all training turns. The prediction of a turn that the run was trained on is `NOT_SCORED`.
+    """
+    from erc.data import load_corpus
+    from erc_predict import Classifier
+
+    run = Classifier(folder, "lda")
+    settings = run.settings
+    corpus = load_corpus(settings.dataset)
+    drawn = {dialogue.id for dialogue in corpus.part(settings.train_fraction, settings.seed).train}
+    labelled = [
+        (dialogue.id, turn.label) for dialogue in corpus.train for turn in dialogue.turns if turn.label is not None
+    ]
+    kept: Kept = {"gold": np.array([label for _, label in labelled], np.uint8)}
+    kept["dialogue"] = np.array([name for name, _ in labelled])
+    left_out = ~np.isin(kept["dialogue"], list(drawn))
+    train, counts = run.training_turns()
+    rest = run.encode(run.samples([one for one in corpus.train if one.id not in drawn]), "the rest")
+    guesses = predict(heads(*run.linear, counts, settings.temperature), train, rest)
+    for head in KEPT:
+        kept[head] = np.full(len(labelled), NOT_SCORED, np.uint8)
+        kept[head][left_out] = guesses[head]
+    return {head: score(rest.labels, guess, corpus.labels) for head, guess in guesses.items()}, kept
 
 
 def add(roots: list[Path], date: str, machine: str, table: Path, archive: Path) -> int:
     """Adds finished runs that are not there yet. Returns how many."""
     rows, kept = load(table, archive) if table.exists() else ([], {})
-    known = {"/".join(row[key] for key in (*SAME, "arm", "seed")) for row in rows}
+    known = {name_of(row) for row in rows}
     new = []
     for folder in sorted({path.parent for root in roots for path in root.rglob("result.json")}):
-        name, row, predictions = read_run(folder, date, machine)
-        if name not in known:
+        settings = json.loads((folder / "settings.json").read_text())
+        if name_of({**settings, "arm": options(settings)}) not in known:
+            row, predictions = read_run(folder, settings, date, machine)
             new.append({key: str(value) for key, value in row.items()})
             kept |= predictions
     everything = sorted(rows + new, key=lambda row: [row[key] for key in (*SAME, "arm", "seed")])
     with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(everything[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list((new or rows)[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(everything)
     np.savez_compressed(archive, **kept)
@@ -113,7 +153,7 @@ def load(table: Path, archive: Path) -> tuple[list[dict[str, str]], Kept]:
 def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str, str]]:
     """Every arm against the cross-entropy with as many epochs, on the seeds of both, head by head, in percent."""
     arms: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for row in rows:
+    for row in (row for row in rows if row[f"{split} {KEPT[0]} weighted-F1"]):  # else the run has no such split
         arms.setdefault((*(row[key] for key in SAME), row["epochs"], row["arm"]), {})[row["seed"]] = row
     lines = []
     for (*where, epochs, arm), runs in arms.items():
@@ -169,7 +209,7 @@ def main() -> None:
     parser.add_argument("--add", nargs="+", type=Path, metavar="DIR", help="keep the finished runs in these folders")
     parser.add_argument("--date", help="of the runs that are added, YYYY-MM-DD")
     parser.add_argument("--machine", help="on which they ran")
-    parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument("--split", choices=SPLITS, default="dev")
     parser.add_argument("--least-seeds", type=int, default=1, help="compare arms with at least so many seeds")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the differences")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where tables and predictions lie")

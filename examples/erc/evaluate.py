@@ -160,13 +160,14 @@ def paired_bootstrap(
 
     Every draw takes as many dialogues and seeds as there are, with replacement, and the same ones for both arms. `gold`
     is (n,); `one` and `other` are an arm's predictions (S, n), by the same seeds; `dialogues` names those of the turns.
+    A prediction that is no class leaves the turn out.
     """
     names, place = np.unique(np.asarray(dialogues), return_inverse=True)
     seeds = len(one)
 
     def counts(predicted: Array) -> Array:
-        table = np.zeros((len(names), num_classes, num_classes))
-        np.add.at(table, (place, gold, predicted), 1)
+        table, scored = np.zeros((len(names), num_classes, num_classes)), predicted < num_classes
+        np.add.at(table, (place[scored], gold[scored], predicted[scored]), 1)
         return table
 
     arms = [np.stack([counts(guess) for guess in arm]) for arm in (one, other)]  # (S, dialogues, C, C) each

@@ -70,7 +70,7 @@ def test_what_is_published_belongs_together():
     rows, kept = erc_runs.load(BENCHMARKS / "results/erc_runs.csv", BENCHMARKS / "results/erc_predictions.npz")
     assert rows
     for row in rows:
-        name = "/".join(row[key] for key in (*erc_runs.SAME, "arm", "seed"))
+        name = erc_runs.name_of(row)
         for split in GOLD:
             gold = kept[f"{row['dataset']}/{split}/gold"]
             for head in erc_runs.KEPT:
