@@ -106,7 +106,7 @@ def score_rest(folder: Path) -> tuple[dict[str, Any], Kept]:
 
     run = Classifier(folder, "lda")
     settings = run.settings
-    corpus = load_corpus(settings.dataset)
+    corpus = load_corpus(settings.dataset).first(settings.limit)
     drawn = {dialogue.id for dialogue in corpus.part(settings.train_fraction, settings.seed).train}
     labelled = [
         (dialogue.id, turn.label) for dialogue in corpus.train for turn in dialogue.turns if turn.label is not None

@@ -3,17 +3,22 @@
 import csv
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import erc_runs  # noqa: E402
 
+import erc_tiny  # noqa: E402
 from erc.evaluate import score  # noqa: E402
+from erc.practice import PRACTICE, practice_corpus  # noqa: E402
 from erc.settings import HEADS, Settings  # noqa: E402
+from erc.train import train  # noqa: E402
 
 GOLD = {"dev": "ab" * 6, "test": "aabb" * 3}
 
@@ -66,15 +71,37 @@ def test_runs_are_kept_once_and_compared_seed_by_seed(tmp_path):
     assert erc_runs.compare(rows, kept, "test")[0]["difference"] == "+16.7"  # half right, of either class
 
 
+def test_a_run_on_a_share_is_scored_on_the_dialogues_that_it_did_not_draw(tmp_path):
+    corpus, folder = practice_corpus().first(12), tmp_path / "run"
+    encoder = erc_tiny.encoder(tmp_path / "encoder")
+    settings = erc_tiny.settings(encoder, dataset=PRACTICE, limit=12, train_fraction=0.5, epochs=1, inputs="dialogues")
+    drawn = {dialogue.id for dialogue in corpus.part(0.5, settings.seed).train}
+    rest = tuple(dialogue for dialogue in corpus.train if dialogue.id not in drawn)
+    train(settings, replace(corpus, dev=rest), folder)  # so the run itself writes down what it says of the rest
+    scores, kept = erc_runs.score_rest(folder)
+    written = erc_runs.read_predictions(folder / "predictions.csv", "dev", list(corpus.labels))
+    scored = np.isin(kept["dialogue"], [dialogue.id for dialogue in rest])
+    assert 0 < scored.sum() < len(scored)
+    for name in ("gold", "dialogue", *erc_runs.KEPT):
+        assert (kept[name][scored] == written[name]).all()
+    for head in erc_runs.KEPT:
+        assert (kept[head][~scored] == erc_runs.NOT_SCORED).all()
+    result = json.loads((folder / "result.json").read_text())
+    for head in HEADS:
+        assert scores[head]["weighted_f1"] == pytest.approx(result["dev"][head]["weighted_f1"], abs=1e-12)
+
+
 def test_what_is_published_belongs_together():
     rows, kept = erc_runs.load(BENCHMARKS / "results/erc_runs.csv", BENCHMARKS / "results/erc_predictions.npz")
     assert rows
     for row in rows:
         name = erc_runs.name_of(row)
-        for split in GOLD:
+        for split in erc_runs.SPLITS if float(row["train_fraction"]) < 1 else GOLD:
             gold = kept[f"{row['dataset']}/{split}/gold"]
             for head in erc_runs.KEPT:
-                found = score(gold, kept[f"{name}/{split}/{head}"], "abcdefg"[: gold.max() + 1])
+                guess = kept[f"{name}/{split}/{head}"]
+                scored = guess != erc_runs.NOT_SCORED
+                found = score(gold[scored], guess[scored], "abcdefg"[: gold.max() + 1])
                 for metric in ("weighted-F1", "macro-F1"):
                     stored = float(row[f"{split} {head} {metric}"])
                     assert stored == pytest.approx(found[metric.replace("-", "_").lower()], abs=1e-4)
