@@ -151,7 +151,10 @@ def load(table: Path, archive: Path) -> tuple[list[dict[str, str]], Kept]:
 
 
 def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str, str]]:
-    """Every arm against the cross-entropy with as many epochs, on the seeds of both, head by head, in percent."""
+    """Every arm against the cross-entropy with as many epochs, on the seeds of both, in percent.
+
+    Both with one head, head by head; at last each with the head that is best on dev, if these differ.
+    """
     arms: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in (row for row in rows if row[f"{split} {KEPT[0]} weighted-F1"]):  # else the run has no such split
         arms.setdefault((*(row[key] for key in SAME), row["epochs"], row["arm"]), {})[row["seed"]] = row
@@ -162,22 +165,24 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str
         seeds = sorted(set(runs) & set(base), key=int)
         if runs is base or not seeds:
             continue
+
+        def mean(side: dict[str, dict[str, str]], name: str, seeds: list[str] = seeds) -> float:
+            return statistics.fmean(100 * float(side[seed][name]) for seed in seeds)
+
+        best = tuple(max(KEPT, key=lambda head: mean(side, f"dev {head} weighted-F1")) for side in (runs, base))
         about = f"{where[0]}/{split}"
         gold, dialogues = kept[f"{about}/gold"], kept[f"{about}/dialogue"].tolist()
-        for head in KEPT:
+        for own, its in dict.fromkeys([*zip(KEPT, KEPT, strict=True), best]):
+            sides = ((runs, own), (base, its))
             stacks = [
-                np.stack([kept[f"{'/'.join(where)}/{side[seed]['arm']}/{seed}/{split}/{head}"] for seed in seeds])
-                for side in (runs, base)
+                np.stack([kept[f"{name_of(side[seed])}/{split}/{head}"] for seed in seeds]) for side, head in sides
             ]
             found = paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1)
-            line = {"dataset": where[0], "share of the dialogues": where[2], "arm": arm, "head": head}
-            line["seeds"] = str(len(seeds))
+            line = {"dataset": where[0], "share of the dialogues": where[2], "arm": arm}
+            line |= {"head": own if own == its else f"{own} / {its}", "seeds": str(len(seeds))}
             for metric in ("weighted-F1", "macro-F1"):
-                means = [
-                    statistics.fmean(100 * float(side[seed][f"{split} {head} {metric}"]) for seed in seeds)
-                    for side in (runs, base)
-                ]
-                line[f"{metric}, arm / cross-entropy"] = " / ".join(f"{mean:.1f}" for mean in means)
+                means = [mean(side, f"{split} {head} {metric}") for side, head in sides]
+                line[f"{metric}, arm / cross-entropy"] = " / ".join(f"{value:.1f}" for value in means)
             line["difference"] = f"{100 * found['difference']:+.1f}"
             line["95% interval"] = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
             lines.append(line)
