@@ -243,12 +243,12 @@ def killed(ranks: int, place: Path, kills: int, target: Callable = train) -> tup
     return done, survived, f"kills, in {runs} trainings that ended with the same bits"
 
 
-def full_disk(place: Path) -> tuple[int, int, str]:
+def full_disk(place: Path, tries: int) -> tuple[int, int, str]:
     """From a random step on no file may grow beyond half a checkpoint; later there is room again."""
     complete(train, 1, place / "whole")
-    whole, draw, survived, tried = finals(place / "whole"), random.Random(0), 0, 3
+    whole, draw, survived = finals(place / "whole"), random.Random(0), 0
     size = (place / "whole" / "checkpoint.pt").stat().st_size
-    for number in range(tried):
+    for number in range(tries):
         folder = place / f"run-{number}"
         full_from = draw.randint(1, 30)
 
@@ -263,13 +263,13 @@ def full_disk(place: Path) -> tuple[int, int, str]:
         kept = torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == full_from
         complete(train, 1, folder)
         survived += refused and kept and same(finals(folder), whole)
-    return tried, survived, "trainings ended with an error, kept the last checkpoint and were continued"
+    return tries, survived, "trainings ended with an error, kept the last checkpoint and were continued"
 
 
-def lost_rank(how: str, place: Path, timeout: float) -> tuple[int, int, str]:
+def lost_rank(how: str, place: Path, tries: int, timeout: float) -> tuple[int, int, str]:
     """One of three ranks dies or hangs: the others must end with an error within the timeout."""
     survived, longest, ranks = 0, 0.0, 3
-    for lost in range(ranks):
+    for lost in range(tries):
         mark = place / f"run-{lost}" / "lost"
 
         def lose(step: int, lost: int = lost, mark: Path = mark) -> None:
@@ -293,7 +293,7 @@ def lost_rank(how: str, place: Path, timeout: float) -> tuple[int, int, str]:
         survived += others == [1, 1] and seconds < timeout + 10
         processes.kill()
     return (
-        ranks,
+        tries,
         survived,
         f"times the others ended with an error, after at most {longest:.0f} s (timeout {timeout:g} s)",
     )
@@ -331,9 +331,9 @@ def killed_erc(place: Path, kills: int) -> tuple[int, int, str]:
 ACCIDENTS: dict[str, Callable[[Path, argparse.Namespace], tuple[int, int, str]]] = {
     "killed, one process": lambda place, args: killed(1, place, args.kills),
     "killed, two processes": lambda place, args: killed(2, place, args.kills),
-    "full disk": lambda place, args: full_disk(place),
-    "a rank dies": lambda place, args: lost_rank("dies", place, args.timeout),
-    "a rank hangs": lambda place, args: lost_rank("hangs", place, args.timeout),
+    "full disk": lambda place, args: full_disk(place, args.tries),
+    "a rank dies": lambda place, args: lost_rank("dies", place, args.tries, args.timeout),
+    "a rank hangs": lambda place, args: lost_rank("hangs", place, args.tries, args.timeout),
     "clock jumps": lambda place, args: jumping_clock(place),
     "killed, ERC example": lambda place, args: killed_erc(place, args.erc_kills),
 }
@@ -343,6 +343,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Lets accidents happen to small trainings.")
     parser.add_argument("--kills", type=int, default=200, help="in one process, and as many in two")
     parser.add_argument("--erc-kills", type=int, default=20, help="of the ERC example; 0 leaves it out")
+    parser.add_argument("--tries", type=int, default=3, choices=(1, 2, 3), help="of the other accidents")
     parser.add_argument("--timeout", type=float, default=10, help="seconds after which ranks give one another up")
     parser.add_argument("--only", default="", help="the accidents with this in their name")
     args = parser.parse_args()

@@ -187,19 +187,19 @@ def _is_none(node) -> bool:
 # Putting a change into the running program.
 
 
-def transplant(old, new, modules) -> None:
+def transplant(old, new, holders, place: str) -> None:
     """Gives the functions and plain values of a module or class what those of its changed twin have."""
     for name, value in vars(new).items():
         before = vars(old).get(name)
-        if isinstance(value, type) and value.__module__ == new.__name__:
-            transplant(before, value, [before])
+        if isinstance(value, type) and value.__module__ == place:
+            transplant(before, value, [before], place)
         for part in ("fget", "fset", "__func__", "__wrapped__"):  # properties, static methods, decorated functions
             if isinstance(getattr(value, part, None), types.FunctionType) and not inspect.ismethod(value):
                 _take_over(getattr(before, part), getattr(value, part))
-        if isinstance(value, types.FunctionType) and value.__module__ == new.__name__:
+        if isinstance(value, types.FunctionType) and value.__module__ == place:
             _take_over(before, value)
         elif isinstance(value, bool | int | float | tuple) and not name.startswith("__") and value != before:
-            for holder in modules:
+            for holder in holders:
                 if vars(holder).get(name) is before:
                     setattr(holder, name, value)
 
@@ -229,7 +229,9 @@ def run_instead(module: str, code, probe=None) -> None:
     sys.modules[name].probe = probe
     twin = types.ModuleType(name)
     exec(code, vars(twin))
-    transplant(sys.modules[name], twin, [m for key, m in list(sys.modules.items()) if key.startswith("spcl_loss")])
+    transplant(
+        sys.modules[name], twin, [m for key, m in list(sys.modules.items()) if key.startswith("spcl_loss")], name
+    )
 
 
 # Running tests. All of this happens within pytest's loop, in forks of its process.

@@ -129,6 +129,18 @@ class TestEpochs:
         assert order[:2] + order[4:] == [1, 4, 6, 2, 5]
         assert set(order[2:4]) == {0, 3}
 
+    @pytest.mark.parametrize("schedule", [(0, 1), (1.0, 0.0), (0.5, 0.5), "root", "step"])
+    def test_schedules_reach_the_draw(self, schedule):
+        curriculum = sampler(10, num_epochs=5, schedule=schedule)
+        easy_to_hard = torch.arange(10).mul(37).remainder(10).argsort()
+        for epoch in range(5):
+            parts, whole = keep_parts(schedule, "fixed", epoch, 5, 10)
+            assert curriculum.keep_probability(epoch)[easy_to_hard].numpy() == pytest.approx(parts / whole, abs=1e-15)
+
+    def test_defaults(self):
+        stated = sampler(schedule="linear", draw="fixed", shuffle=True, seed=0, num_replicas=1, rank=0)
+        assert list(epochs(sampler())) == list(epochs(stated))
+
     def test_serves_a_data_loader(self):
         loader = DataLoader(torch.arange(101), sampler=sampler(), batch_size=8)
         assert len(loader) == 7
@@ -442,6 +454,7 @@ BAD_SAMPLER = {
     "unknown schedule": (ValueError, "'linear', 'root', 'step'", "'cosine'", {"schedule": "cosine"}),
     "schedule of three": (ValueError, "a pair (start, end)", "(0, 1, 2)", {"schedule": (0, 1, 2)}),
     "schedule out of range": (ValueError, "from 0", "(0.0, 1.5)", {"schedule": (0.0, 1.5)}),
+    "schedule below 0": (ValueError, "from 0", "(-0.5, 1)", {"schedule": (-0.5, 1)}),
     "schedule of strings": (TypeError, "number", "str", {"schedule": ("a", "b")}),
     "schedule of another length": (ValueError, "(4,)", "(3,)", {"schedule": lambda epoch: torch.ones(3)}),
     "schedule no probability": (ValueError, "0 to 1", "1.5", {"schedule": lambda epoch: torch.full((4,), 1.5)}),
@@ -454,6 +467,7 @@ BAD_SAMPLER = {
     ),
     "rank missing": (ValueError, "rank must be given", "None", {"num_replicas": 2}),
     "rank negative": (ValueError, "rank", "-1", {"rank": -1}),
+    "seed negative": (ValueError, "seed must be at least 0", "-1", {"seed": -1}),
 }
 
 
@@ -482,6 +496,12 @@ BAD_CALLS = {
     "indices no tensor": (TypeError, "tensor", "list", lambda s: s.observe([1], *ONE)),
     "state of another data set": (ValueError, "(101,)", "(7,)", lambda s: s.load_state_dict(sampler(7).state_dict())),
     "state of a longer training": (ValueError, "num_epochs=4", "8", lambda s: s.load_state_dict(late_state())),
+    "seed of another sampler negative": (
+        ValueError,
+        "seed must be at least 0",
+        "-2",
+        lambda s: s.load_state_dict(sampler(seed=1).state_dict() | {"seed": -2}),
+    ),
     "position negative": (ValueError, "position", "-3", lambda s: s.state_dict(position=-3)),
     "state with a negative position": (ValueError, "position", "-1", lambda s: s.load_state_dict(bad_position())),
     "state of something else": (ValueError, "epoch", "without", lambda s: s.load_state_dict({"seed": 1})),

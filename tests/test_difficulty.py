@@ -85,6 +85,7 @@ class TestDifficulty:
         embeddings, labels = torch.randn(30, 5), torch.arange(30) % 3
         poisoned = embeddings.clone()
         poisoned[[4, 9], [0, 3]] = wrong
+        labels[4] = 7  # the only row of its class
         finite = poisoned.isfinite().all(1)
         difficulty = prototype_difficulty(poisoned, labels)
         torch.testing.assert_close(difficulty[finite], prototype_difficulty(embeddings[finite], labels[finite]))

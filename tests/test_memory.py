@@ -118,6 +118,9 @@ class TestQueues:
         memory = PrototypeMemory(2, 3, queue_size=2, support_size=1, ignore_index=255)
         memory.update(torch.randn(3, 3), torch.tensor([255, 0, 255], dtype=torch.uint8))
         assert memory.counts.tolist() == [1, 0]
+        alone = PrototypeMemory(1, 3, queue_size=2, support_size=1)
+        alone.update(torch.randn(3, 3), torch.full((3,), -100))
+        assert_same_state(alone, PrototypeMemory(1, 3, queue_size=2, support_size=1))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_rows_of_another_dtype_are_converted(self, dtype):
@@ -295,6 +298,11 @@ class TestLifeCycle:
         assert torch.equal(memory.counts, torch.zeros(3, dtype=torch.int64))
         assert set(buffers) == set(memory.state_dict()) == STATE  # no constant among them
         assert not list(memory.parameters())
+
+    def test_defaults(self):
+        memory = PrototypeMemory(3, 2)
+        sizes = (memory.queue_size, memory.support_size, int(memory.seed), int(memory.draws), memory.ignore_index)
+        assert sizes == (256, 64, 0, 0, -100)
 
 
 STATE = {"queue", "cursors", "fallback", "has_fallback", "seed", "draws"}

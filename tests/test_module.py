@@ -192,6 +192,12 @@ class TestForward:
         before(embeddings[1:], labels[1:])
         assert_same_state(criterion, before)
 
+    def test_a_batch_of_ignored_rows_counts_as_a_step_and_enters_nothing(self):
+        criterion = SupervisedPrototypicalContrastiveLoss(1, D)
+        criterion(torch.randn(3, D, requires_grad=True), torch.full((3,), -100)).backward()
+        memory = criterion.memory
+        assert (int(memory.draws), memory.counts.tolist(), memory.queue.any().item()) == (1, [0], False)
+
     def test_an_empty_batch_is_a_zero_and_enters_nothing(self):
         criterion = trained()
         before = criterion.memory.queue.clone()

@@ -140,7 +140,7 @@ def test_a_slow_download_is_waited_for(url, tmp_path):
 
 def test_accidents_are_survived():
     """A few of those of `make faults`, in a process of its own, which forks."""
-    command = [sys.executable, accidents.__file__, "--kills", "3", "--erc-kills", "0", "--timeout", "3"]
+    command = [sys.executable, accidents.__file__, "--kills", "3", "--erc-kills", "0", "--tries", "1"]
     said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert said.returncode == 0, said.stdout + said.stderr
     assert [line.split(":")[0] for line in said.stdout.splitlines()] == list(accidents.ACCIDENTS)[:-1]
