@@ -32,11 +32,11 @@ SOURCE = TESTS.parent / "src" / "spcl_loss"
 FILES = {  # the tests that a module must pass. Random calls, random sequences of calls and compiled code take too long
     "loss.py": ("loss",),
     "module.py": ("module",),
-    "memory.py": ("memory",),
+    "memory.py": ("memory", "module"),
     "difficulty.py": ("difficulty",),
     "curriculum.py": ("curriculum",),
     "_sampling.py": ("sampling", "curriculum"),
-    "_similarity/dense.py": ("similarity", "loss"),
+    "_similarity/dense.py": ("similarity", "operator"),
     "_similarity/strips.py": ("similarity",),
 }
 OTHER = {

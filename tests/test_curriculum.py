@@ -504,6 +504,18 @@ BAD_CALLS = {
     ),
     "position negative": (ValueError, "position", "-3", lambda s: s.state_dict(position=-3)),
     "state with a negative position": (ValueError, "position", "-1", lambda s: s.load_state_dict(bad_position())),
+    "iterator's state with a negative position": (
+        ValueError,
+        "position must be at least 0",
+        "-4",
+        lambda s: iter(s).load_state_dict({"epoch": 0, "position": -4}),
+    ),
+    "iterator's state of a longer training": (
+        ValueError,
+        "num_epochs=4",
+        "4",
+        lambda s: iter(s).load_state_dict({"epoch": 4, "position": 0}),
+    ),
     "state of something else": (ValueError, "epoch", "without", lambda s: s.load_state_dict({"seed": 1})),
 }
 

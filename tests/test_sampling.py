@@ -42,7 +42,8 @@ class TestSchedules:
     @pytest.mark.parametrize("schedule", ["linear", (0.2, 0.6), (1, 0), (0.5, 0.5), "root", "step"])
     def test_all_keep_half_of_the_data(self, n, schedule):
         for epoch in range(5):
-            assert keep(schedule, epoch, 5, n).sum() == pytest.approx(max(1, n // 2), abs=1e-6)
+            parts, parts_per_sample = keep_parts(schedule, "fixed", epoch, 5, n)
+            assert parts.sum(dtype=np.int64) == max(1, n // 2) * parts_per_sample  # to the last part
             [kept] = draws(schedule, seeds(1), n=n, epoch=epoch, num_epochs=5)
             assert len(kept) == max(1, n // 2)
 
@@ -56,11 +57,13 @@ class TestSchedules:
             assert keep(schedule, epoch, 3, 10) == pytest.approx(expected, abs=1e-8)
 
     @pytest.mark.parametrize(
-        ("schedule", "pools"), [("root", [5, 7, 8, 9, 10]), ("step", [5, 5, 5, 10, 10])]
+        ("schedule", "pools"),
+        [("root", [5, 7, 8, 9, 10]), ("step", [5, 5, 5, 10, 10]), ("step", [5, 5, 10, 10])],
     )  # 10 * sqrt(1/4 + 3/4 k/4) = 5, 6.61, 7.91, 9.01, 10
     def test_pools_grow_from_the_easiest_half_to_all(self, schedule, pools):
         for epoch, pool in enumerate(pools):
-            assert keep(schedule, epoch, 5, 10) == pytest.approx([5 / pool] * pool + [0] * (10 - pool), abs=1e-8)
+            expected = [5 / pool] * pool + [0] * (10 - pool)
+            assert keep(schedule, epoch, len(pools), 10) == pytest.approx(expected, abs=1e-8)
 
     def test_a_callable_keeps_its_tensor(self):
         quarter = torch.full((101,), 0.25, dtype=torch.float64)
@@ -71,12 +74,14 @@ class TestSchedules:
     def test_probabilities_that_add_up_to_one_sample(self, n):
         assert len(draws(always(torch.full((n,), 1 / n)), seeds(1), n=n)[0]) == 1
 
-    @pytest.mark.parametrize("nearly", [1 - 1e-6, 1 - 1e-12, 0.999])
+    @pytest.mark.parametrize("nearly", [1 - 1e-6, 1 - 2**-29, 1 - 1e-12, 0.999])
     def test_sums_next_to_a_whole_number(self, nearly):
         """Rounding makes up a whole number, a real lack does not; and no sample is taken twice."""
         probabilities = torch.tensor([1.0] * 50 + [nearly] + [0.0] * 50, dtype=torch.float64)
         for kept in draws(always(probabilities), seeds(20)):
-            assert len(kept) == len(set(kept)) == (51 if nearly > 1 - 1e-9 else 50)
+            assert len(kept) == len(set(kept)) == (51 if nearly == 1 - 1e-12 else 50)
+        parts, _ = keep_parts(always(probabilities.flip(0)), "fixed", 0, 4, 101)
+        assert parts.tolist()[:50] == [0] * 50  # never made up by samples that are not wanted
 
 
 class TestDraws:
