@@ -86,11 +86,11 @@ class PlainLoop:
         torch.manual_seed(settings.seed)
         self.tokenizer, backbone = load_encoder(replace(settings, as_authors=True))  # dropout in attention too
         backbone.set_attn_implementation("sdpa")
-        self.model = EmotionModel(backbone, len(corpus.labels), head_trains_encoder=False)
+        self.model = EmotionModel(backbone, len(corpus.labels), replace(settings, contrastive_weight=None))
         self.optimizer = torch.optim.AdamW(self.model.parameter_groups(settings))
         sizes = {"context_turns": settings.context_turns, "max_length": settings.max_length}
         self.samples, self.dev = (
-            Prompts(split, self.tokenizer, **sizes).own_queries() for split in (corpus.train, corpus.dev)
+            Prompts(split, self.tokenizer, **sizes).samples for split in (corpus.train, corpus.dev)
         )
 
     def run(self) -> list[float]:
@@ -119,7 +119,7 @@ class PlainLoop:
         pad, width = self.tokenizer.pad_token_id, self.settings.max_length
         ids = torch.tensor([[*s.input.ids, *[pad] * (width - len(s.input.ids))] for s in samples])
         places = torch.tensor([s.start for s in samples]) + width * torch.arange(len(samples))
-        return replace(collate(samples, pad), input_ids=ids, turns=torch.where(ids == pad, AFTER_ALL, 0), tokens=places)
+        return replace(collate(samples), input_ids=ids, turns=torch.where(ids == pad, AFTER_ALL, 0), tokens=places)
 
     @torch.no_grad()
     def _encode(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import itertools
 import json
 import statistics
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from erc.evaluate import heads, paired_bootstrap, predict, score  # noqa: E402
-from erc.settings import HEADS, Settings  # noqa: E402
+from erc.evaluate import Heads, encode, paired_bootstrap, reference_samples, score  # noqa: E402
+from erc.settings import HEADS, Settings, read_settings  # noqa: E402
 
 KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
 SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether they are the defaults or not
@@ -102,25 +102,34 @@ def score_rest(folder: Path) -> tuple[dict[str, Any], Kept]:
     The arrays cover all training turns. The prediction of a turn that the run was trained on is `NOT_SCORED`.
     """
     from erc.data import load_corpus
+    from erc.inputs import lay_out
     from erc_predict import Classifier
 
-    run = Classifier(folder, "lda")
+    run = Classifier(folder)
     settings = run.settings
     corpus = load_corpus(settings.dataset).first(settings.limit)
-    drawn = {dialogue.id for dialogue in corpus.part(settings.train_fraction, settings.seed).train}
+    part = corpus.part(settings.train_fraction, settings.seed).train
+    drawn = {dialogue.id for dialogue in part}
     labelled = [
         (dialogue.id, turn.label) for dialogue in corpus.train for turn in dialogue.turns if turn.label is not None
     ]
     kept: Kept = {"gold": np.array([label for _, label in labelled], np.uint8)}
     kept["dialogue"] = np.array([name for name, _ in labelled])
     left_out = ~np.isin(kept["dialogue"], list(drawn))
-    train, counts = run.training_turns()
-    rest = run.encode(run.samples([one for one in corpus.train if one.id not in drawn]), "the rest")
-    guesses = predict(heads(*run.linear, counts, settings.temperature), train, rest)
+    rest = tuple(dialogue for dialogue in corpus.train if dialogue.id not in drawn)
+    learned, others = (lay_out(dialogues, run.tokenizer, settings).samples for dialogues in (part, rest))
+    labels = [sample.label for sample in learned]
+    fitted_on = [learned[i] for i in reference_samples(labels, settings.reference_turns, settings.seed)]
+    train, left = (
+        encode(run.model, samples, run.accelerator, settings.batch_size, what)
+        for samples, what in ((fitted_on, "training turns"), (others, "the rest"))
+    )
+    counts = np.bincount(labels, minlength=len(corpus.labels))
+    guesses = Heads(run.model.head, counts, settings.temperature).predict(train, left.features)
     for head in KEPT:
         kept[head] = np.full(len(labelled), NOT_SCORED, np.uint8)
         kept[head][left_out] = guesses[head]
-    return {head: score(rest.labels, guess, corpus.labels) for head, guess in guesses.items()}, kept
+    return {head: score(left.labels, guess, corpus.labels) for head, guess in guesses.items()}, kept
 
 
 def add(roots: list[Path], date: str, machine: str, table: Path, archive: Path) -> int:
@@ -129,7 +138,7 @@ def add(roots: list[Path], date: str, machine: str, table: Path, archive: Path) 
     known = {name_of(row) for row in rows}
     new = []
     for folder in sorted({path.parent for root in roots for path in root.rglob("result.json")}):
-        settings = json.loads((folder / "settings.json").read_text())
+        settings = asdict(read_settings(folder / "settings.json"))
         if name_of({**settings, "arm": options(settings)}) not in known:
             row, predictions = read_run(folder, settings, date, machine)
             new.append({key: str(value) for key, value in row.items()})

@@ -11,8 +11,6 @@ examples:
   python examples/reproduce.py --practice --seeds 0 --arms ce -- --limit 9 --epochs 2     options for all arms
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections.abc import Sequence
@@ -20,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erc.command import Parser, default_preset, exit_code
+from erc.command import Parser, exit_code
 from erc.data import load_corpus
 from erc.files import InputError
-from erc.folder import RunFolder, write_json
+from erc.folder import RunFolder
 from erc.practice import PRACTICE
-from erc.settings import PRESETS, Settings, add_options, given, preset
+from erc.settings import OBJECTIVES, PRESETS, Settings, add_options, given, preset
 
 DATASETS = ("MELD", "IEMOCAP", "EmoryNLP")
 # With --curriculum on or half, an epoch holds half the data. An arm that differs in this from the preset gets twice or
@@ -36,10 +34,7 @@ ARMS = {
     "spcl-half": "--contrastive-weight none --curriculum half",
     "ce": "--objective ce --curriculum all",
     "both": "--contrastive-weight 0.2 --curriculum all",
-    "supcon": "--objective supcon --contrastive-weight none --curriculum all",
-    "spdcl": "--objective spdcl --contrastive-weight none --curriculum all",
-    "bcl": "--objective bcl --contrastive-weight none --curriculum all",
-    "eacl": "--objective eacl --contrastive-weight none --curriculum all",
+    **{name: f"--objective {name} --contrastive-weight none --curriculum all" for name in OBJECTIVES[1:-1]},
 }
 
 
@@ -55,12 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="default: all three")
     parser.add_argument("--practice", action="store_true", help="the practice corpus instead, which needs no data")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=[], help="default: spcl, ce and both")
-    parser.add_argument(
-        "--arm", action="append", default=[], metavar="NAME=OPTIONS", help="a further arm; may be given several times"
-    )
+    parser.add_argument("--arm", action="append", default=[], metavar="NAME=OPTIONS", help="a further arm; repeatable")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 to 4")
     parser.add_argument("--report", nargs="+", type=Path, metavar="DIR", help="only report, on the runs in these")
-    parser.add_argument("--preset", choices=list(PRESETS), help="default: gpu where there is one, else cpu")
+    parser.add_argument("--preset", choices=list(PRESETS), default="cpu", help="default: cpu")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="the folder with meld/, iemocap/ and emorynlp/")
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="options of the scripts, for all arms")
     return parser
@@ -78,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arms[name] = options
     arms = arms or {name: ARMS[name] for name in ("spcl", "ce", "both")}
     datasets = [PRACTICE] if arguments.practice else arguments.datasets
-    runs = grid(datasets, arms, arguments.seeds, arguments.preset or default_preset(), arguments.options)
+    runs = grid(datasets, arms, arguments.seeds, arguments.preset, arguments.options)
     root = arguments.data_root
     corpora = {name: load_corpus(name, root / name.lower() if root else None) for name in datasets}
     from erc.train import train  # imported late: torch takes seconds
@@ -91,16 +84,15 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def report(roots: Sequence[Path], output: Path) -> None:
-    """Writes report.md and results.json on the finished runs in `roots`."""
-    from erc.report import collect, results, write_report
+    """Writes report.md on the finished runs in `roots`."""
+    from erc.report import collect, write_report
 
     finished = collect(roots)
     if not finished:
         raise InputError(f"no finished run in {', '.join(map(str, roots))}: a run's folder has a result.json")
     output.mkdir(parents=True, exist_ok=True)
     write_report(finished, output)
-    write_json(output / "results.json", results(finished))
-    print(f"report in {output / 'report.md'}, numbers in {output / 'results.json'}")
+    print(f"report in {output / 'report.md'}")
 
 
 def grid(
@@ -120,9 +112,7 @@ def arm_settings(options: str, preset_name: str, dataset: str, seed: int, common
     try:
         own = _read(shlex.split(options))
     except ValueError as error:  # an unclosed quote
-        raise InputError(
-            f"the options of an arm must be as on a command line; received {options!r}: {error}"
-        ) from error
+        raise InputError(f"an arm's options must be as on a command line; received {options!r}: {error}") from error
     if own.get("objective", "spcl") != "spcl":
         own = {"easy_threshold": None, **own}  # the paper preset's threshold is SPCL's
     base = Settings(dataset=dataset, seed=seed, **{**preset(preset_name, dataset), **_read(common)})

@@ -19,10 +19,9 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
-from erc.checkpoint import FORMAT, read_checkpoint
-from erc.data import READERS, SOURCES, read_split
+from erc.data import READERS, SOURCES, read_dialogues
 from erc.files import InputError
-from erc.own import read_dialogues
+from erc.folder import FORMAT, read_checkpoint
 
 STATE = {
     "format": FORMAT,
@@ -109,7 +108,7 @@ def respelt(content: bytes, draw) -> bytes:
 def read(kind: str, path: Path):
     if kind == "checkpoint":
         return read_checkpoint(path)
-    return read_dialogues(path, ("neu", "sad")) if kind == "own" else read_split(path, READERS[kind])
+    return read_dialogues(path, ("neu", "sad")) if kind == "own" else READERS[kind](path)
 
 
 def same(one, other) -> bool:

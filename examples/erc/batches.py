@@ -1,7 +1,5 @@
 """Which training samples an epoch holds, and the batches in which samples are encoded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import chain
 
@@ -21,7 +19,7 @@ class Epochs:
 
     def __init__(self, settings: Settings, inputs: Windows | Prompts, processes: int, process: int) -> None:
         self.settings, self.inputs, self.processes, self.process = settings, inputs, processes, process
-        self.own = inputs.own_queries()
+        self.own = inputs.samples
         self.prepare(0)
         self.sampler: DifficultyCurriculumSampler | None = None
         if settings.curriculum == "on":
@@ -73,7 +71,9 @@ class Epochs:
         """This process's share of the epoch's batches, as places in `samples`. All processes have equally many."""
         settings, drawn = self.settings, self.indices.tolist()
         if settings.as_authors:
-            batches = full_batches(drawn, settings.batch_size)
+            # As there, batches keep the order of the samples, and the samples beyond the last full batch are dropped.
+            count, size = max(1, len(drawn) // settings.batch_size), settings.batch_size
+            batches = [drawn[i * size : (i + 1) * size] for i in range(count)]
         else:
             seed = (settings.seed * 1_000_003 + self.epoch) * 4099
             batches = length_buckets(self.samples, drawn, settings.batch_size, seed)
@@ -90,27 +90,17 @@ def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size
     """
     batches = []
     for pool in _cut(share_inputs(samples, indices), POOL * batch_size):
-        pool.sort(key=lambda group: _length(samples, group))
+        pool.sort(key=lambda group: max(samples[index].length for index in group))
         batches += [list(chain.from_iterable(groups)) for groups in _cut(pool, batch_size)]
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
     return [batches[i] for i in order.tolist()]
 
 
-def full_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of exactly `batch_size`, in the order of the samples. As in the authors' code, the rest is dropped."""
-    count = max(1, len(indices) // batch_size)
-    return [list(indices[i * batch_size : (i + 1) * batch_size]) for i in range(count)]
-
-
 def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
     """Batches of like length for a pass in any order. The longest comes first, so that a lack of memory shows early."""
     groups = share_inputs(samples, range(len(samples)))
-    groups.sort(key=lambda group: -_length(samples, group))
+    groups.sort(key=lambda group: -max(samples[index].length for index in group))
     return [list(chain.from_iterable(batch)) for batch in _cut(groups, batch_size)]
-
-
-def _length(samples: Sequence[Sample], group: Sequence[int]) -> int:
-    return max(samples[index].length for index in group)
 
 
 def _cut(groups: Sequence[list[int]], size: int) -> list[list[list[int]]]:

@@ -1,13 +1,11 @@
 """The command line that all example scripts share."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,11 +56,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     practice = parser.add_mutually_exclusive_group()
     practice.add_argument("--practice", action="store_true", help="train on the practice corpus, which needs no data")
     practice.add_argument("--or-practice", action="store_true", help="do so if the dataset cannot be found")
-    parser.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        help="the values of the options below that are not given (default: gpu where there is one, else cpu)",
-    )
+    about = "the values of the options below that are not given (default: cpu, which serves a GPU too)"
+    parser.add_argument("--preset", choices=list(PRESETS), help=about)
     add_options(parser)
     return parser
 
@@ -72,7 +67,9 @@ def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
     folder.check()
     stored = folder.stored_settings() if arguments.resume else None
     corpus = _corpus(stored.dataset if stored is not None else dataset, arguments)
-    settings = _settings(corpus.name, stored, arguments)
+    continues = stored is not None and arguments.preset is None
+    base = asdict(stored) if continues else preset(arguments.preset or "cpu", corpus.name)
+    settings = Settings(**{**base, "dataset": corpus.name, **given(arguments)})
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
         used = corpus.first(settings.limit).part(settings.train_fraction, settings.seed)
@@ -100,16 +97,3 @@ def _corpus(dataset: str, arguments: argparse.Namespace) -> Corpus:
         advice = f"This run uses the practice corpus instead; its scores say nothing about {dataset}."
         print(f"{error}\n{advice}", file=sys.stderr)
         return load_corpus(PRACTICE)
-
-
-def _settings(dataset: str, stored: Settings | None, arguments: argparse.Namespace) -> Settings:
-    if stored is not None and arguments.preset is None:
-        return replace(stored, dataset=dataset, **given(arguments))
-    return Settings(dataset=dataset, **preset(arguments.preset or default_preset(), dataset) | given(arguments))
-
-
-def default_preset() -> str:
-    """The one for this machine."""
-    import torch
-
-    return "gpu" if torch.cuda.is_available() else "cpu"

@@ -1,16 +1,14 @@
 """The datasets: MELD, IEMOCAP and EmoryNLP become a `Corpus` of dialogues."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from .files import InputError, Source, locate, read_csv, read_json, warn_of_changes
+from .files import InputError, Source, locate, number, one_of, optional, read_csv, read_json, text, warn_of_changes
 
 _KNOWN = json.loads(Path(__file__).with_name("datasets.json").read_text(encoding="utf-8"))
 SOURCES = {
@@ -46,11 +44,11 @@ class Corpus:
     dev: tuple[Dialogue, ...]
     test: tuple[Dialogue, ...]
 
-    def first(self, count: int | None) -> Corpus:
+    def first(self, count: int | None) -> "Corpus":
         """The corpus cut to at most `count` dialogues a split (None: all of it)."""
         return replace(self, train=self.train[:count], dev=self.dev[:count], test=self.test[:count])
 
-    def part(self, fraction: float, seed: int) -> Corpus:
+    def part(self, fraction: float, seed: int) -> "Corpus":
         """A random part of the training dialogues. For one seed, a smaller part lies inside every larger one."""
         if fraction == 1:
             return self
@@ -71,32 +69,41 @@ def plain_text(text: str) -> str:
     return text.translate(_WINDOWS_1252).translate(_PLAIN).strip()
 
 
-# Each dataset has a reader. It yields the turns of a file in the order of the file, each with its dialogue's name and
-# its position in the spoken order. `read_split` groups them.
-Spoken = tuple[str, int, Turn]
-
-
-def read_split(path: Path, read: Callable[[Path], Iterable[Spoken]]) -> tuple[Dialogue, ...]:
-    """One split's dialogues; a fault in the file is an InputError that names file and place."""
-    dialogues: dict[str, dict[int, Turn]] = {}
-    for dialogue, position, turn in read(path):
-        turns = dialogues.setdefault(dialogue, {})
-        if position in turns:
-            raise InputError(f"{path}: expected each turn once; received turn {position} of dialogue {dialogue} twice")
-        turns[position] = turn
-    if not dialogues:
+def checked(path: Path, dialogues: Iterable[Dialogue]) -> tuple[Dialogue, ...]:
+    """A file's dialogues, if there are any and no two have the same id."""
+    found = tuple(dialogues)
+    if not any(dialogue.turns for dialogue in found):
         raise InputError(f"{path}: expected dialogues; received none")
-    # MELD's numbers have gaps in some dialogues but always give the spoken order.
-    return tuple(Dialogue(name, tuple(turns[i] for i in sorted(turns))) for name, turns in dialogues.items())
+    ((name, count),) = Counter(dialogue.id for dialogue in found).most_common(1)
+    if count > 1:
+        raise InputError(f"{path}: expected each dialogue once; received dialogue {name} {count} times")
+    return found
 
 
-def read_meld(path: Path) -> Iterator[Spoken]:
+def read_meld(path: Path) -> tuple[Dialogue, ...]:
     """Poria et al., ACL 2019: a CSV file, a row for each turn."""
-    for row in read_csv(path, ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")):
-        dialogue, position = row["Dialogue_ID"].number(), row["Utterance_ID"].number()
-        speaker, text = (plain_text(row[column].text()) for column in ("Speaker", "Utterance"))
-        label = row["Emotion"].index(SOURCES["MELD"].labels)
-        yield str(dialogue), position, Turn(str(position), speaker, text, label)
+    emotion = one_of(SOURCES["MELD"].labels)
+    row = {"Utterance": text, "Speaker": text, "Emotion": emotion, "Dialogue_ID": number, "Utterance_ID": number}
+    dialogues: dict[int, dict[int, Turn]] = {}
+    for turn in read_csv(path, row):
+        name, position = turn["Dialogue_ID"], turn["Utterance_ID"]
+        turns = dialogues.setdefault(name, {})
+        if position in turns:
+            raise InputError(f"{path}: expected each turn once; received turn {position} of dialogue {name} twice")
+        speaker, said = plain_text(turn["Speaker"]), plain_text(turn["Utterance"])
+        turns[position] = Turn(str(position), speaker, said, turn["Emotion"])
+    # The numbers have gaps in some dialogues but always give the spoken order.
+    return checked(path, (Dialogue(str(d), tuple(turns[i] for i in sorted(turns))) for d, turns in dialogues.items()))
+
+
+def read_dialogues(path: Path, labels: Sequence[str], remedy: str = "") -> tuple[Dialogue, ...]:
+    """A JSON file: a list of dialogues, a dialogue a list of turns {"text": ..., "speaker": ..., "label": ...}.
+
+    A turn without a label is context. `remedy` follows the names of the labels in the error about an unknown one.
+    """
+    turn = {"speaker": text, "text": text, "label": optional(one_of(labels, remedy))}
+    dialogues = ([Turn(str(i), **values) for i, values in enumerate(turns)] for turns in read_json(path, [[turn]]))
+    return checked(path, (Dialogue(str(number), tuple(turns)) for number, turns in enumerate(dialogues)))
 
 
 # The speakers of IEMOCAP's files are "Ses01F_impro01_M": session, scene and gender. First names that go with any gender
@@ -106,35 +113,37 @@ IEMOCAP_CODES = ("neu", "fru", "sad", "ang", "exc", "hap")  # of the labels
 TRANSCRIBERS_MARK = re.compile(r"\[(?:LAUGHTER|BREATHING|GARBAGE|LIPSMACK)\]", re.IGNORECASE)
 
 
-def read_iemocap(path: Path) -> Iterator[Spoken]:
+def read_iemocap(path: Path) -> tuple[Dialogue, ...]:
     """Busso et al., 2008: a JSON file that users make from the release they are granted.
 
-    It is a list of dialogues, a dialogue a list of turns {"text": ..., "speaker": ..., "label": ...}. A turn on which
-    the annotators did not agree on one of the six emotions has no label.
+    A turn on which the annotators did not agree on one of the six emotions has no label.
     """
-    for number, dialogue in enumerate(read_json(path)):
-        names: dict[str, str] = {}
-        for position, turn in enumerate(dialogue):
-            speaker = turn["speaker"].text().upper()
-            if speaker not in names:
-                if len(names) == len(NEUTRAL_NAMES):
-                    raise turn["speaker"].fault(f"at most {len(NEUTRAL_NAMES)} speakers in a dialogue")
-                names[speaker] = NEUTRAL_NAMES[len(names)]
-            text = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn["text"].text())).split())
-            remedy = "; leave the label of any other emotion out"
-            label = turn["label"].index(IEMOCAP_CODES, remedy) if "label" in turn else None
-            yield str(number), position, Turn(str(position), names[speaker], text, label)
+    dialogues = read_dialogues(path, IEMOCAP_CODES, " (leave the label of any other emotion out)")
+    return tuple(replace(dialogue, turns=tuple(_neutral_turns(path, dialogue))) for dialogue in dialogues)
 
 
-def read_emorynlp(path: Path) -> Iterator[Spoken]:
+def _neutral_turns(path: Path, dialogue: Dialogue) -> Iterator[Turn]:
+    speakers = list(dict.fromkeys(turn.speaker.upper() for turn in dialogue.turns))
+    if len(speakers) > (most := len(NEUTRAL_NAMES)):
+        raise InputError(f"{path}[{dialogue.id}]: expected at most {most} speakers; received {len(speakers)}")
+    for turn in dialogue.turns:
+        said = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn.text)).split())
+        yield replace(turn, speaker=NEUTRAL_NAMES[speakers.index(turn.speaker.upper())], text=said)
+
+
+def read_emorynlp(path: Path) -> tuple[Dialogue, ...]:
     """Zahiri and Choi, AAAI workshops 2018: a JSON file of episodes with scenes."""
-    for episode in read_json(path)["episodes"]:
-        for scene in episode["scenes"]:
-            name = scene["scene_id"].text()
-            for position, turn in enumerate(scene["utterances"]):
-                speaker = speaker_name([speaker.text() for speaker in turn["speakers"]])
-                text, label = plain_text(turn["transcript"].text()), turn["emotion"].index(SOURCES["EmoryNLP"].labels)
-                yield name, position, Turn(turn["utterance_id"].text(), speaker, text, label)
+    emotion = one_of(SOURCES["EmoryNLP"].labels)
+    turn = {"utterance_id": text, "speakers": [text], "transcript": text, "emotion": emotion}
+    file = read_json(path, {"episodes": [{"scenes": [{"scene_id": text, "utterances": [turn]}]}]})
+    dialogues = []
+    for scene in (scene for episode in file["episodes"] for scene in episode["scenes"]):
+        turns = [
+            Turn(one["utterance_id"], speaker_name(one["speakers"]), plain_text(one["transcript"]), one["emotion"])
+            for one in scene["utterances"]
+        ]
+        dialogues.append(Dialogue(scene["scene_id"], tuple(turns)))
+    return checked(path, dialogues)
 
 
 def speaker_name(speakers: Sequence[str]) -> str:
@@ -149,14 +158,27 @@ def _first_name(name: str) -> str:
     return words[0] if len(words) == 2 and not words[0].endswith(".") else name  # "Mr. Geller" keeps his surname
 
 
-READERS: dict[str, Callable[[Path], Iterator[Spoken]]] = {
-    "MELD": read_meld, "IEMOCAP": read_iemocap, "EmoryNLP": read_emorynlp,
-}  # fmt: skip
+READERS = {"MELD": read_meld, "IEMOCAP": read_iemocap, "EmoryNLP": read_emorynlp}
+OWN, OWN_FILES = "own", ("train.json", "dev.json", "test.json")
+
+
+def own_corpus(folder: Path | None) -> Corpus:
+    """Dialogues of one's own. The classes are those of the training file, in alphabetic order."""
+    if folder is None:
+        raise InputError(f"--data-dir must name the folder with your {', '.join(OWN_FILES)}")
+    if missing := [file for file in OWN_FILES if not (folder / file).is_file()]:
+        raise InputError(f"{folder} has no {', '.join(missing)}; it must hold {', '.join(OWN_FILES)}")
+    dialogues = read_json(folder / OWN_FILES[0], [[{"label": optional(text)}]])
+    found = {turn["label"] for turns in dialogues for turn in turns} - {None}
+    labels = tuple(sorted({label.strip().lower() for label in found}))
+    if len(labels) < 2:
+        raise InputError(f"{folder / OWN_FILES[0]} must have turns of at least two classes; it has {len(labels)}")
+    remedy = " (the training file decides which classes there are)"
+    return Corpus(OWN, labels, *(read_dialogues(folder / file, labels, remedy) for file in OWN_FILES))
 
 
 def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
     """A corpus by its name; `data_dir` is searched instead of the usual places."""
-    from .own import OWN, own_corpus
     from .practice import PRACTICE, practice_corpus
 
     if name == PRACTICE:
@@ -164,10 +186,10 @@ def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
     if name == OWN:
         return own_corpus(None if data_dir is None else Path(data_dir))
     if name not in READERS:
-        raise InputError(f"the corpus must be one of {', '.join([*READERS, PRACTICE])}; received {name!r}")
+        raise InputError(f"the corpus must be one of {', '.join([*READERS, PRACTICE, OWN])}; received {name!r}")
     source = SOURCES[name]
     folder = locate(source, data_dir)
-    corpus = Corpus(name, source.labels, *(read_split(folder / file, READERS[name]) for file in source.files))
+    corpus = Corpus(name, source.labels, *(READERS[name](folder / file) for file in source.files))
     warn_of_changes(source, folder)
     return corpus
 

@@ -1,10 +1,8 @@
 """Scoring: encoding a split, the heads that classify it, their scores, and intervals of differences between arms."""
 
-from __future__ import annotations
-
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +19,9 @@ from tqdm import tqdm
 from .batches import longest_first
 from .files import InputError
 from .inputs import Sample, collate
+from .settings import HEADS
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Head = Callable[[Array, Array, Array], Array]
 Guesses = dict[str, dict[str, Array]]  # by split and head: the predicted class of each sample
 
 
@@ -36,18 +34,20 @@ class Encoded:
 
 
 def encode(
-    model: torch.nn.Module, samples: Sequence[Sample], accelerator: Accelerator, *, padding: int, batch_size: int,
-    what: str,
-) -> Encoded:  # fmt: skip
-    """Encodes `samples` in evaluation mode. The processes share the work, and each gets all representations."""
-    batches = longest_first(samples, batch_size)
+    model: torch.nn.Module, samples: Sequence[Sample], accelerator: Accelerator, batch_size: int, what: str
+) -> Encoded:
+    """Encodes `samples` in evaluation mode. The processes share the work, and each gets all representations.
+
+    `batch_size` is that of training; four times as many fit here, where nothing is kept for a backward pass.
+    """
+    batches = longest_first(samples, 4 * batch_size)
     # With more processes than batches, the surplus processes repeat the last batch.
     own = batches[accelerator.process_index :: accelerator.num_processes] or batches[-1:]
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         bar = progress_bar(own, desc=f"encoding {what}", unit="batch", shown=accelerator.is_main_process)
-        inputs = (collate([samples[i] for i in batch], padding).to(accelerator.device) for batch in bar)
+        inputs = (collate([samples[i] for i in batch]).to(accelerator.device) for batch in bar)
         features = [model(batch)[0].cpu() for batch in inputs]
     model.train(was_training)
     everyones = gather_object(list(zip(own, features, strict=True)))
@@ -59,7 +59,7 @@ def encode(
     return Encoded(ordered.double().numpy(), np.array([sample.label for sample in samples]))
 
 
-def progress_bar(*arguments: Any, shown: bool, **options: Any) -> tqdm[Any]:
+def progress_bar(*arguments: Any, shown: bool, **options: Any) -> "tqdm[Any]":
     """A bar that clears when it is full. Off a terminal it prints a line every ten seconds."""
     timing = {"mininterval": 0.2} if sys.stderr.isatty() else {"mininterval": 10, "delay": 10}
     return tqdm(*arguments, leave=False, disable=not shown, **timing, **options)
@@ -75,63 +75,51 @@ def reference_samples(labels: Sequence[int], per_class: int | None, seed: int) -
     return sorted(chosen)
 
 
-def heads(weight: Array, bias: Array, counts: Array, temperature: float) -> dict[str, Head]:
-    """Every head by its name: a function of train features (m, D), train labels (m,) and features (n, D).
+@dataclass(frozen=True)
+class Heads:
+    """The ways to classify representations; `settings.HEADS` are their names.
 
-    It returns scores (n, C). `weight` (C, D) and `bias` (C,) belong to the trained linear head. `counts` (C,) are the
-    class sizes of the training set. The train features may be a part of it with other class sizes, so fitted heads take
-    the true sizes as weights or priors.
+    All but the linear heads are fitted to turns of the training set. These may have other class sizes than all of it,
+    so fitted heads take the true sizes as weights or priors.
     """
-    classes = len(counts)
-    with np.errstate(divide="ignore"):
-        log_prior = np.log(counts / counts.sum())
 
-    def all_classes(scores: Array, present: Array) -> Array:
-        """Scores (n, C) in which a class without train features has -inf."""
-        full = np.full((len(scores), classes), -np.inf)
-        full[:, present] = scores
-        return full
+    linear: torch.nn.Linear  # the head that was trained beside the encoder
+    counts: Array  # (C,) class sizes of the training set
+    temperature: float
 
-    def linear(train: Array, labels: Array, features: Array) -> Array:
-        return features @ weight.T + bias
+    def scores(self, head: str, train: Encoded, features: Array) -> Array:
+        """Scores (n, C) of features (n, D). A class without train features has -inf, except by the linear heads."""
+        with np.errstate(divide="ignore"):
+            log_prior = np.log(self.counts / self.counts.sum())
+        if head.startswith("linear"):
+            weight, bias = (part.detach().double().cpu().numpy() for part in (self.linear.weight, self.linear.bias))
+            scores = features @ weight.T + bias
+            # Menon et al., ICLR 2021: without the prior, all classes count the same.
+            return scores - np.where(self.counts > 0, log_prior, 0) if head == "linear_adjusted" else scores
 
-    def linear_adjusted(train: Array, labels: Array, features: Array) -> Array:
-        # Menon et al., ICLR 2021: without the prior, all classes count the same.
-        return linear(train, labels, features) - np.where(counts > 0, log_prior, 0)
+        present, sizes = np.unique(train.labels, return_counts=True)
+        if head.startswith("prototype") or len(present) == 1:  # a single class cannot be told apart from others
+            means = np.stack([train.features[train.labels == label].mean(0) for label in present])
+            scores = (1 + normalize(features) @ normalize(means).T) / 2 / self.temperature
+        else:
+            true_sizes = self.counts[present]
+            if head == "logistic":
+                weights = dict(zip(present.tolist(), true_sizes / sizes, strict=True))
+                classifier = LogisticRegression(C=10.0, class_weight=weights, max_iter=2000)
+            else:
+                priors = true_sizes / true_sizes.sum()
+                classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors)
+            classifier.fit(normalize(train.features), train.labels)
+            scores = classifier.predict_log_proba(normalize(features))
+        of_all = np.full((len(features), len(self.counts)), -np.inf)
+        of_all[:, present] = scores
+        return of_all + log_prior if head == "prototype_prior" else of_all
 
-    def prototype(train: Array, labels: Array, features: Array) -> Array:
-        present = np.unique(labels)
-        means = np.stack([train[labels == label].mean(0) for label in present])
-        return all_classes((1 + normalize(features) @ normalize(means).T) / 2 / temperature, present)
-
-    def prototype_prior(train: Array, labels: Array, features: Array) -> Array:
-        return prototype(train, labels, features) + log_prior
-
-    def fitted(classifier: Any, train: Array, labels: Array, features: Array) -> Array:
-        present = np.unique(labels)
-        if len(present) == 1:  # nothing to tell apart
-            return prototype(train, labels, features)
-        scores = classifier.fit(normalize(train), labels).predict_log_proba(normalize(features))
-        return all_classes(scores, present)
-
-    def logistic(train: Array, labels: Array, features: Array) -> Array:
-        present, sizes = np.unique(labels, return_counts=True)
-        weights = dict(zip(present.tolist(), counts[present] / sizes, strict=True))
-        return fitted(LogisticRegression(C=10.0, class_weight=weights, max_iter=2000), train, labels, features)
-
-    def lda(train: Array, labels: Array, features: Array) -> Array:
-        sizes = counts[np.unique(labels)]
-        classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=sizes / sizes.sum())
-        return fitted(classifier, train, labels, features)
-
-    return {head.__name__: head for head in (linear, linear_adjusted, prototype, prototype_prior, logistic, lda)}
-
-
-def predict(every_head: dict[str, Head], train: Encoded, split: Encoded) -> dict[str, Array]:
-    """(n,) predicted classes of a split by each head."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of scikit-learn, where a class has a single sample
-        return {name: head(train.features, train.labels, split.features).argmax(1) for name, head in every_head.items()}
+    def predict(self, train: Encoded, features: Array) -> dict[str, Array]:
+        """(n,) predicted classes by each head."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of scikit-learn, where a class has a single sample
+            return {head: self.scores(head, train, features).argmax(1) for head in HEADS}
 
 
 def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any]:
@@ -164,19 +152,17 @@ def paired_bootstrap(
     """
     names, place = np.unique(np.asarray(dialogues), return_inverse=True)
     seeds = len(one)
+    arm, seed = np.ogrid[:2, :seeds]
+    counts = np.zeros((len(names), 2, seeds, num_classes, num_classes))
+    guesses = np.stack([one, other])
+    of_a_class = np.minimum(guesses, num_classes - 1)
+    np.add.at(counts, (place, arm[..., None], seed[..., None], gold, of_a_class), guesses < num_classes)
 
-    def counts(predicted: Array) -> Array:
-        table, scored = np.zeros((len(names), num_classes, num_classes)), predicted < num_classes
-        np.add.at(table, (place[scored], gold[scored], predicted[scored]), 1)
-        return table
-
-    arms = [np.stack([counts(guess) for guess in arm]) for arm in (one, other)]  # (S, dialogues, C, C) each
     generator = np.random.default_rng(0)
     times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)  # (draws, dialogues)
-    differences = np.stack(
-        [np.subtract(*(weighted_f1_of_counts(np.tensordot(times, arm[s], 1)) for arm in arms)) for s in range(seeds)], 1
-    )
-    drawn = np.take_along_axis(differences, generator.integers(seeds, size=(draws, seeds)), 1).mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    point = np.mean([np.subtract(*(weighted_f1_of_counts(arm[s].sum(0)) for arm in arms)) for s in range(seeds)])
+    of_arms = weighted_f1_of_counts(np.tensordot(times, counts, 1))  # (draws, 2, S)
+    drawn_seeds = generator.integers(seeds, size=(draws, seeds))
+    differences = np.take_along_axis(of_arms[:, 0] - of_arms[:, 1], drawn_seeds, 1).mean(1)
+    low, high = np.quantile(differences, (0.025, 0.975))
+    point = np.subtract(*weighted_f1_of_counts(counts.sum(0))).mean()
     return {"difference": float(point), "low": float(low), "high": float(high)}

@@ -1,17 +1,14 @@
 """A dataset's files: finding them, downloading them, and reading them with errors that name the place."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import http.client
 import io
 import json
 import os
-import re
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -100,73 +97,78 @@ def warn_of_changes(source: Source, folder: Path) -> None:
         print(f"warning: not the published version of {source.name}: {', '.join(changed)} in {folder}", file=sys.stderr)
 
 
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates: legal in JSON, but no file in UTF-8 can hold it
+def parsed(content: Any, shape: Any, place: str) -> Any:
+    """The content as the shape reads it. A fault is an InputError: the place, what was expected, what was received.
+
+    `[shape]` is a list, `{"key": shape}` an object, in which a missing key counts as None. A function returns the value
+    that it reads, or raises a ValueError that says what it expects.
+    """
+    if isinstance(shape, list) and isinstance(content, list):
+        return [parsed(part, shape[0], f"{place}[{i}]") for i, part in enumerate(content)]
+    if isinstance(shape, dict) and isinstance(content, dict):
+        return {key: parsed(content.get(key), part, f"{place}, {key}") for key, part in shape.items()}
+    try:
+        if callable(shape):
+            return shape(content)
+        expected = "a list" if isinstance(shape, list) else f"an object with {', '.join(shape)}"
+    except ValueError as error:
+        expected = str(error)
+    raise InputError(f"{place}: expected {expected}; received {shortened(content)}")
 
 
-class Value:
-    """A part of a dataset's file. Its faults say file and place, what was expected there, and what was received."""
+def text(content: Any) -> str:
+    if not isinstance(content, str) or "\0" in content:
+        raise ValueError("text without NUL bytes")
+    if content.encode(errors="ignore").decode() != content:  # half a surrogate pair, which is legal in JSON
+        raise ValueError("text that UTF-8 can hold")
+    return content
 
-    def __init__(self, content: Any, place: str) -> None:
-        self.content, self.place = content, place  # such as "train.csv, line 3, Emotion" or "train.json[0][2], text"
 
-    def __getitem__(self, key: str) -> Value:
-        if not isinstance(self.content, dict) or key not in self.content:
-            raise self.fault(f'an object with "{key}"')
-        return Value(self.content[key], f"{self.place}, {key}")
+def number(content: Any) -> int:
+    digits = text(content).strip()
+    if not digits.isdecimal() or len(digits) > 18:
+        raise ValueError("a whole number")
+    return int(digits)
 
-    def __contains__(self, key: str) -> bool:
-        return isinstance(self.content, dict) and self.content.get(key) is not None
 
-    def __iter__(self) -> Iterator[Value]:
-        if not isinstance(self.content, list):
-            raise self.fault("a list")
-        return (Value(part, f"{self.place}[{i}]") for i, part in enumerate(self.content))
+def one_of(names: Sequence[str], remedy: str = "") -> Callable[[Any], int]:
+    """Reads one of the names, written in any case, as its place among them."""
 
-    def text(self) -> str:
-        if not isinstance(self.content, str) or "\0" in self.content:
-            raise self.fault("text without NUL bytes")
-        if _HALF_A_PAIR.search(self.content):
-            raise self.fault("text that UTF-8 can hold")
-        return self.content
-
-    def number(self) -> int:
-        digits = self.text().strip()
-        if not digits.isdecimal() or len(digits) > 18:
-            raise self.fault("a whole number")
-        return int(self.content)
-
-    def index(self, names: Sequence[str], remedy: str = "") -> int:
-        """Its place among `names`, written in any case."""
-        name = self.text().strip().lower()
+    def read(content: Any) -> int:
+        name = text(content).strip().lower()
         if name not in names:
-            raise self.fault(f"one of {', '.join(names)}", remedy)
+            raise ValueError(f"one of {', '.join(names)}{remedy}")
         return names.index(name)
 
-    def fault(self, expected: str, remedy: str = "") -> InputError:
-        return InputError(f"{self.place}: expected {expected}; received {shortened(self.content)}{remedy}")
+    return read
 
 
-def read_json(path: Path) -> Value:
+def optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda content: None if content is None else read(content)
+
+
+def read_json(path: Path, shape: Any) -> Any:
     try:
-        return Value(json.loads(path.read_bytes()), str(path))
-    except (ValueError, RecursionError) as error:  # of decoding too
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: of decoding too
         raise InputError(f"{path}: not readable as JSON ({error})") from error
+    return parsed(content, shape, str(path))
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Value]:
-    """The rows, each with all `columns`. A row that spans several lines is known by its last line."""
+def read_csv(path: Path, shape: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows, with the columns that the shape names. A row that spans several lines is known by its last line."""
     content = path.read_bytes()
     try:
         rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         header = next(rows, [])
-        if missing := [column for column in columns if column not in header]:
+        if missing := [column for column in shape if column not in header]:
             raise InputError(f"{path}, line 1: expected a column {missing[0]}; received {', '.join(header) or 'none'}")
         for fields in rows:
             place = f"{path}, line {rows.line_num}"
             if fields and len(fields) != len(header):
                 raise InputError(f"{place}: expected {len(header)} fields, as in line 1; received {len(fields)}")
             if fields:  # no blank line
-                yield Value(dict(zip(header, fields, strict=True)), place)
+                yield parsed(dict(zip(header, fields, strict=True)), shape, place)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: expected UTF-8; save the file with that encoding") from error

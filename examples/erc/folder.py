@@ -1,26 +1,27 @@
-"""A run's folder. No file in it is ever half written, so that an interrupted run can continue."""
-
-from __future__ import annotations
+"""A run's folder and its checkpoints. No file in it is ever half written, so that an interrupted run can continue."""
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from .files import InputError
-from .settings import NAMES, Settings
+from .settings import NAMES, Settings, read_settings
 
 try:
     import fcntl
 except ImportError:  # on Windows, where a folder cannot be locked
     fcntl = None
 
-FIGURES = ("curves.png", "confusion.png")  # of a single run
+FORMAT = "spcl-erc 3"  # of checkpoints
+FIGURES = ("curves.png", "confusion.png")  # of the report of a single run
 
 
 class RunFolder:
@@ -32,6 +33,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.result = self.path / "result.json"
         self.best = self.path / "best.safetensors"
+        self.reference = self.path / "reference.safetensors"
         self.predictions = self.path / "predictions.csv"
         self.report = self.path / "report.md"
 
@@ -92,12 +94,7 @@ class RunFolder:
 
     def stored_settings(self) -> Settings | None:
         """The settings of the run that the folder holds, if it holds one."""
-        if not self.settings.exists():
-            return None
-        try:
-            return Settings(**json.loads(self.settings.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{self.settings} holds no settings of this version: {error}") from error
+        return read_settings(self.settings) if self.settings.exists() else None
 
     def stored_result(self) -> dict[str, Any] | None:
         """The result, if the run is finished."""
@@ -115,16 +112,16 @@ class RunFolder:
         """The weights of an epoch that was the best when it ended."""
         return self.path / f"best-{epoch:04d}.safetensors"
 
-    def drop_checkpoints(self) -> None:
-        """Removes what only an unfinished run needs."""
+    def drop_checkpoints(self, but: Iterable[Path] = ()) -> None:
+        """Removes what only an unfinished run needs, with the exceptions in `but`."""
         for pattern in ("checkpoint-*", "best-*", "partial-*"):
-            for path in self.path.glob(pattern):
+            for path in {*self.path.glob(pattern)} - {*but}:
                 path.unlink()
 
     def clear(self) -> None:
         """Removes what a run wrote, and nothing else."""
         self.drop_checkpoints()
-        files = (self.settings, self.metrics, self.result, self.best, self.predictions, self.report)
+        files = (self.settings, self.metrics, self.result, self.best, self.reference, self.predictions, self.report)
         for file in (*files, *(self.path / name for name in FIGURES)):
             file.unlink(missing_ok=True)
 
@@ -134,9 +131,9 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f"partial-{path.name}")
     try:
         write(partial)
-        flush(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the name without the content
         partial.replace(path)
-        flush(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how writers report a full disk
         partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error}. Mend that, and continue with --resume") from error
@@ -150,12 +147,72 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt":  # flushes no folder, and no file that is open for reading only
-        return
-    descriptor = os.open(path, os.O_RDONLY)
+@dataclass
+class Progress:
+    """How far a run has come. A checkpoint holds it beside weights, memory, sampler and random states."""
+
+    epoch: int = 0
+    batch: int = 0  # within the epoch
+    update: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums over the epoch's batches
+    difficulty: dict[str, float] = field(default_factory=dict)  # means of the epoch
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0  # counted from 1
+
+
+def save_checkpoint(folder: RunFolder, progress: Progress, parts: dict[str, Any], accelerator: Any) -> None:
+    """Writes metrics.jsonl and a checkpoint. If the process is killed meanwhile, the previous checkpoint remains.
+
+    Every part has a state dict, and is the same in all processes.
+    """
+    import torch  # late, as in `read_checkpoint`: --help does not need it
+    from accelerate.utils import gather_object
+
+    # Dropout reads these generators. Everything else that is random depends on seed and epoch alone.
+    random = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    everyones = gather_object([random])
+    if accelerator.is_main_process:
+        write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in progress.history))
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"format": FORMAT, "progress": asdict(progress), "random": everyones}
+        newest = folder.path / f"checkpoint-{progress.epoch:04d}-{progress.batch:07d}.pt"
+        atomically(newest, partial(torch.save, state))
+        folder.drop_checkpoints(but={newest, folder.best_of(progress.best_epoch)})  # only now: a kill may come before
+    accelerator.wait_for_everyone()
+
+
+def restore_checkpoint(path: Path, progress: Progress, parts: dict[str, Any], accelerator: Any) -> None:
+    """Brings progress, parts and random states to where `save_checkpoint` saved them."""
+    import torch
+
+    state = read_checkpoint(path)
+    if len(state["random"]) != accelerator.num_processes:
+        raise InputError(
+            f"{path} is the checkpoint of a run with {len(state['random'])} processes; received "
+            f"{accelerator.num_processes}. Continue with as many, or begin anew with --overwrite"
+        )
+    vars(progress).update(state["progress"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    random = state["random"][accelerator.process_index]
+    torch.set_rng_state(random["cpu"])
+    if accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"], accelerator.device)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU. An incomplete or unknown file is an InputError."""
+    import torch
+
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # torch.load would read changed numbers without complaint
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file can make the readers raise anything
+        state = None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path} is no whole checkpoint of format {FORMAT!r}; begin anew with --overwrite")
+    return state

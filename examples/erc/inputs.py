@@ -1,9 +1,7 @@
 """What goes into the encoder: dialogues as token sequences, and the tokens that represent each utterance."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,17 +49,11 @@ class Windows:
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
-        check_length(tokenizer, max_length)
         self.context_turns, self.max_length = context_turns, max_length
-        self.start = special(tokenizer, "cls_token_id", "bos_token_id")
-        end = special(tokenizer, "sep_token_id", "eos_token_id")
+        self.start, end = first_and_last(tokenizer, max_length)
         texts = [f"{turn.speaker}: {turn.text}" for dialogue in dialogues for turn in dialogue.turns]
         said = ([*tokens[: max_length - 2], end] for tokens in tokenise(tokenizer, texts))
-        self.samples = [s for d in dialogues for s in self._samples(d, [next(said) for _ in d.turns])]
-
-    def own_queries(self) -> list[Sample]:
-        """A sample for every labelled turn."""
-        return list(self.samples)
+        self.samples = [s for d in dialogues for s in self._samples(d, [next(said) for _ in d.turns])]  # labelled turns
 
     def past_queries(self, generator: torch.Generator) -> list[Sample]:
         """None, since every turn of a window has its sample already."""
@@ -107,21 +99,15 @@ class Prompts:
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
-        check_length(tokenizer, max_length)
         self.dialogues, self.context_turns, self.max_length = dialogues, context_turns, max_length
-        self.start = special(tokenizer, "cls_token_id", "bos_token_id")
-        self.end = special(tokenizer, "sep_token_id", "eos_token_id")
-        special(tokenizer, "mask_token_id")
+        self.start, end = first_and_last(tokenizer, max_length)
         turns = [turn for dialogue in dialogues for turn in dialogue.turns]
         said = iter(tokenise(tokenizer, [f"{turn.speaker}:{turn.text}" for turn in turns]))
         feels = iter(tokenise(tokenizer, [f"{turn.speaker} feels {tokenizer.mask_token}" for turn in turns]))
         (self.asks,) = tokenise(tokenizer, ["For utterance:"])
-        self.said = [[[*next(said), self.end] for _ in dialogue.turns] for dialogue in dialogues]
-        self.feels = [[[*next(feels), self.end] for _ in dialogue.turns] for dialogue in dialogues]
-
-    def own_queries(self) -> list[Sample]:
-        """A sample for every labelled turn."""
-        return [self._sample(d, turn, turn) for d, turn in self._labelled()]
+        self.said = [[[*next(said), end] for _ in dialogue.turns] for dialogue in dialogues]
+        self.feels = [[[*next(feels), end] for _ in dialogue.turns] for dialogue in dialogues]
+        self.samples = [self._sample(d, turn, turn) for d, turn in self._labelled()]
 
     def past_queries(self, generator: torch.Generator) -> list[Sample]:
         """Samples that ask about an earlier turn, for a random fifth of the turns from a dialogue's fifth turn on.
@@ -177,17 +163,14 @@ def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
-def check_length(tokenizer: Any, max_length: int) -> None:
+def first_and_last(tokenizer: Any, max_length: int) -> tuple[int, int]:
+    """The ids of the tokens at the ends of an input. InputError where the encoder cannot read our inputs."""
     if max_length > (limit := tokenizer.model_max_length):
         raise InputError(f"max_length must be at most {limit}, the encoder's limit; received {max_length}")
-
-
-def special(tokenizer: Any, *names: str) -> int:
-    """The id of the first of the special tokens that the tokenizer has."""
-    for name in names:
-        if (token := getattr(tokenizer, name, None)) is not None:
-            return int(token)
-    raise InputError(f"the encoder's tokenizer has no {names[0].removesuffix('_id')}: choose a masked language model")
+    for name in ("cls_token", "sep_token", "mask_token"):
+        if getattr(tokenizer, f"{name}_id", None) is None:
+            raise InputError(f"the encoder's tokenizer has no {name}: choose a masked language model")
+    return tokenizer.cls_token_id, tokenizer.sep_token_id
 
 
 @dataclass(frozen=True)
@@ -208,19 +191,19 @@ class Batch:
             return self.turns[:, None, :] <= self.turns[:, :, None]
         return self.turns < AFTER_ALL
 
-    def to(self, device: torch.device) -> Batch:
-        parts = (self.input_ids, self.turns, self.tokens, self.offsets, self.labels)
-        return Batch(*(part.to(device) for part in parts), by_turn=self.by_turn)
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "by_turn"}
+        return replace(self, **tensors)
 
 
-def collate(samples: Sequence[Sample], padding: int) -> Batch:
+def collate(samples: Sequence[Sample]) -> Batch:
     """A batch that is no longer than its members need. An input that samples share is in it once."""
     groups = share_inputs(samples, range(len(samples)))
     row = {index: r for r, group in enumerate(groups) for index in group}
     inputs = [samples[group[0]].input for group in groups]
     # Tokens after the last one needed are dropped: earlier tokens cannot see them.
     lengths = [max(samples[index].length for index in group) for group in groups]
-    input_ids = torch.full((len(inputs), max(lengths)), padding)
+    input_ids = torch.zeros(len(inputs), max(lengths), dtype=torch.long)  # padding is never seen: any token would do
     turns = torch.full_like(input_ids, AFTER_ALL)
     for r, (one, length) in enumerate(zip(inputs, lengths, strict=True)):
         input_ids[r, :length] = torch.tensor(one.ids[:length])

@@ -1,7 +1,5 @@
 """The encoder with its linear head, the contrastive loss on top, and the learning rates."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from pathlib import Path
@@ -57,16 +55,20 @@ def load_encoder(settings: Settings) -> tuple[Any, Any]:
 class EmotionModel(nn.Module):
     """A transformer and a linear head. For BCL and EACL it also learns prototypes (C, D)."""
 
-    def __init__(
-        self, backbone: Any, num_classes: int, *, head_trains_encoder: bool, learns_prototypes: bool = False
-    ) -> None:
+    def __init__(self, backbone: Any, num_classes: int, settings: Settings) -> None:
         super().__init__()
         if getattr(backbone, "pooler", None) is not None:  # not used; its parameters would never get a gradient
             backbone.pooler = None
+        if settings.freeze_embeddings:  # most words are too rare for their vectors to move to a better place
+            for module in backbone.modules():
+                if isinstance(module, nn.Embedding):
+                    module.requires_grad_(False)
         self.backbone = backbone
         self.width = backbone.config.hidden_size
         self.head = nn.Linear(self.width, num_classes)
-        self.head_trains_encoder = head_trains_encoder
+        # Where the contrastive loss alone trains the encoder, the linear head learns and the encoder ignores it.
+        self.head_trains_encoder = settings.objective == "ce" or settings.contrastive_weight is not None
+        learns_prototypes = settings.objective in ("bcl", "eacl")
         self.prototypes = nn.Parameter(torch.randn(num_classes, self.width)) if learns_prototypes else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -83,12 +85,6 @@ class EmotionModel(nn.Module):
             return visible[:, None]
         hidden = torch.finfo(torch.float32).min
         return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, hidden)[:, None]
-
-    def freeze_embeddings(self) -> None:
-        """Stops training the embedding tables: most words are too rare for their vectors to move to a better place."""
-        for module in self.backbone.modules():
-            if isinstance(module, nn.Embedding):
-                module.requires_grad_(False)
 
     def parameter_groups(self, settings: Settings) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay, for AdamW."""

@@ -3,8 +3,6 @@
 Many replies fit any emotion, so a model needs the speaker's temperament and the event. Splits share no sentence.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

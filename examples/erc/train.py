@@ -1,7 +1,5 @@
 """Trains one model and scores it. `Training.train_epoch` is the loop that calls the loss."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -26,11 +25,10 @@ from spcl_loss import (
 )
 
 from .batches import Epochs
-from .checkpoint import Progress, restore_checkpoint, save_checkpoint
 from .data import Corpus
-from .evaluate import Encoded, Guesses, encode, heads, predict, progress_bar, reference_samples, score
+from .evaluate import Encoded, Guesses, Heads, encode, progress_bar, reference_samples, score
 from .files import InputError
-from .folder import RunFolder, atomically
+from .folder import Progress, RunFolder, atomically, restore_checkpoint, save_checkpoint
 from .inputs import Sample, collate, lay_out
 from .model import CLIP_NORM, EmotionModel, load_encoder, loss_options, precision, rate_factor
 from .report import Run, environment, write_run
@@ -79,38 +77,28 @@ class Training:
 
         # The model: an encoder and a linear head. The head's cross-entropy trains the encoder only if asked to.
         tokenizer, backbone = load_encoder(settings)
-        self.padding = int(tokenizer.pad_token_id or 0)
-        num_classes, learns = len(corpus.labels), settings.objective in ("bcl", "eacl")
-        model = EmotionModel(
-            backbone, num_classes, head_trains_encoder=settings.head_trains_encoder, learns_prototypes=learns
-        )
-        if settings.freeze_embeddings:
-            model.freeze_embeddings()
+        num_classes = len(corpus.labels)
+        model = EmotionModel(backbone, num_classes, settings)
         optimizer = torch.optim.AdamW(model.parameter_groups(settings), fused=True)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.bare_model: EmotionModel = accelerator.unwrap_model(self.model)
 
         # The loss: its memory holds embeddings of every class, from which SPCL draws its prototypes.
         self.loss_options = {**loss_options(settings), "gather_distributed": accelerator.num_processes > 1}
-        sizes: dict[str, Any] = {"queue_size": settings.queue_size, "support_size": settings.support_size}
-        self.criterion = SupervisedPrototypicalContrastiveLoss(
-            num_classes, model.width, **sizes, seed=settings.seed, **self.loss_options
-        ).to(accelerator.device)
+        memory = {"queue_size": settings.queue_size, "support_size": settings.support_size, "seed": settings.seed}
+        criterion = SupervisedPrototypicalContrastiveLoss(num_classes, model.width, **memory, **self.loss_options)
+        self.criterion = criterion.to(accelerator.device)
         set_seed(settings.seed, device_specific=True)  # dropout differs between processes
 
         # The data: every labelled turn is a sample. Dev and test are tokenised now, so that their faults show at once.
         inputs = {split: lay_out(getattr(corpus, split), tokenizer, settings) for split in ("train", "dev", "test")}
         for split, laid_out in inputs.items():
-            if not laid_out.own_queries():
+            if not laid_out.samples:
                 raise InputError(f"the {split} split of {corpus.name} has no labelled turn")
-        self.dev, self.test = inputs["dev"].own_queries(), inputs["test"].own_queries()
+        self.dev, self.test = inputs["dev"].samples, inputs["test"].samples
         self.data = Epochs(settings, inputs["train"], accelerator.num_processes, accelerator.process_index)
         labels = [sample.label for sample in self.data.own]
         self.class_counts = np.bincount(labels, minlength=num_classes)
-        self.class_weights = None
-        if settings.class_weights:  # inverse class sizes, 1 on average over the samples
-            counts = torch.from_numpy(self.class_counts).float()
-            self.class_weights = (counts.sum() / (counts > 0).sum() / counts.clamp_min(1)).to(accelerator.device)
         self.reference = [self.data.own[i] for i in reference_samples(labels, settings.reference_turns, settings.seed)]
 
         self.progress = Progress()
@@ -170,10 +158,10 @@ class Training:
             unit="batch", shown=self.accelerator.is_main_process,
         ) as bar:  # fmt: skip
             for members in left:
-                batch = collate([self.data.samples[i] for i in members], self.padding).to(self.accelerator.device)
+                batch = collate([self.data.samples[i] for i in members]).to(self.accelerator.device)
                 features, scores = self.model(batch)
                 contrastive = self.contrastive_loss(features, batch.labels)
-                cross_entropy = F.cross_entropy(scores, batch.labels, weight=self.class_weights)
+                cross_entropy = F.cross_entropy(scores, batch.labels)
                 self.accelerator.backward(weight * contrastive + cross_entropy)
                 self.step(rate_factor(settings, progress.epoch, progress.batch, len(batches), progress.update))
                 if self.data.observes:  # difficulties for the epochs to come
@@ -199,22 +187,17 @@ class Training:
             if self.settings.objective == "ce":
                 return features.new_zeros(())
             return supervised_prototypical_contrastive_loss(features, labels, **self.loss_options)
-        further: dict[str, Any] = {}
-        if self.settings.memory_candidates:  # embeddings of earlier batches
-            entries, classes = self.criterion.memory.entries(self.settings.memory_candidates)
-            further = {"candidates": entries, "candidate_labels": classes}
         # SPCL and SPDCL draw prototypes from the memory, BCL and EACL learn them as parameters of the model.
-        return self.criterion(features, labels, prototypes=self.bare_model.prototypes, **further)
+        return self.criterion(features, labels, prototypes=self.bare_model.prototypes)
 
     def step(self, factor: float) -> None:
         """One update of the weights, at `factor` times the full learning rates."""
         encoder, everything = self.bare_model.backbone.parameters(), self.bare_model.named_parameters()
-        if self.settings.as_authors:
-            self.accelerator.clip_grad_norm_(self.bare_model.parameters(), CLIP_NORM)
-        else:  # apart, so that large gradients of one part do not scale down the other's
-            self.accelerator.clip_grad_norm_(encoder, CLIP_NORM)
-            rest = [parameter for name, parameter in everything if not name.startswith("backbone.")]
-            torch.nn.utils.clip_grad_norm_(rest, CLIP_NORM)
+        rest = [parameter for name, parameter in everything if not name.startswith("backbone.")]
+        # Ours are clipped apart, so that large gradients of one part do not scale down the other's.
+        self.accelerator.unscale_gradients()
+        for part in [self.bare_model.parameters()] if self.settings.as_authors else [encoder, rest]:
+            torch.nn.utils.clip_grad_norm_(part, CLIP_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * factor
         self.optimizer.step()
@@ -229,8 +212,8 @@ class Training:
         _, all_scores, train = self.evaluate({"dev": self.dev})
         scores = all_scores["dev"]
         contrastive, cross_entropy = (total / max(1, progress.batch) for total in progress.losses)
-        before = progress.history[progress.best_epoch - 1] if progress.best_epoch else None
-        best = before is None or scores[selects_by]["weighted_f1"] > before["dev"][selects_by]["weighted_f1"]
+        before = [line["dev"][selects_by]["weighted_f1"] for line in progress.history]
+        best = not before or scores[selects_by]["weighted_f1"] > max(before)
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
         line = {
             "epoch": progress.epoch,
@@ -258,21 +241,19 @@ class Training:
 
     def evaluate(self, splits: dict[str, list[Sample]]) -> tuple[Guesses, dict[str, Any], Encoded]:
         """Predicted classes and scores of splits by head, with the present weights; and the encoded training turns."""
-        linear = self.bare_model.head
-        weight, bias = (parameter.detach().double().cpu().numpy() for parameter in (linear.weight, linear.bias))
-        every_head = heads(weight, bias, self.class_counts, self.settings.temperature)
+        heads = Heads(self.bare_model.head, self.class_counts, self.settings.temperature)
         train = self.encode(self.reference, "training turns")
         guesses, scores = {}, {}
         for name, samples in splits.items():
             split = self.encode(samples, name)
-            guesses[name] = predict(every_head, train, split)
+            guesses[name] = heads.predict(train, split.features)
             scores[name] = {head: score(split.labels, own, self.corpus.labels) for head, own in guesses[name].items()}
         return guesses, scores, train
 
     def diagnose(self, train: Encoded) -> dict[str, Any]:
         """What the loss sees in the training turns, all of them in one batch, in evaluation mode."""
         device, process = self.accelerator.device, self.accelerator.process_index
-        own = slice(process, None, self.accelerator.num_processes if self.loss_options["gather_distributed"] else 1)
+        own = slice(process, None, self.accelerator.num_processes)
         features = torch.from_numpy(train.features[own]).float().to(device)
         labels = torch.from_numpy(train.labels[own]).to(device)
         self.criterion.eval()
@@ -281,8 +262,7 @@ class Training:
         return {name: np.where(np.isnan(array), None, array).tolist() for name, array in arrays.items()}  # for JSON
 
     def encode(self, samples: Sequence[Sample], what: str) -> Encoded:
-        size = 4 * self.settings.batch_size  # nothing is kept for a backward pass
-        return encode(self.model, samples, self.accelerator, padding=self.padding, batch_size=size, what=what)
+        return encode(self.model, samples, self.accelerator, self.settings.batch_size, what)
 
     def finished(self) -> bool:
         progress, patience = self.progress, self.settings.patience
@@ -294,7 +274,7 @@ class Training:
     def score_test(self) -> dict[str, Any]:
         self.bare_model.load_state_dict(load_file(self.folder.best_of(self.progress.best_epoch)))
         splits = {"dev": self.dev, "test": self.test}
-        guesses, scores, _ = self.evaluate(splits)
+        guesses, scores, train = self.evaluate(splits)
         settings, progress = self.settings, self.progress
         arm = ("encoder", "objective", "contrastive_weight", "curriculum", "train_fraction", "seed")
         result = {
@@ -311,6 +291,9 @@ class Training:
             **scores,
         }
         if self.accelerator.is_main_process:
+            # For predictions on new dialogues: what the heads are fitted on.
+            reference = {"features": train.features, "labels": train.labels, "class_counts": self.class_counts}
+            atomically(self.folder.reference, partial(safetensors.numpy.save_file, reference))
             write_run(Run(self.folder, settings, result, progress.history), self.corpus.labels, splits, guesses)
         self.accelerator.wait_for_everyone()
         return result

@@ -47,9 +47,9 @@ def test_options_spell_the_arm_whatever_the_defaults_are():
     assert erc_runs.options(asdict(Settings())) == (
         "--objective spcl --contrastive-weight 0.2 --curriculum all --epochs 3"
     )
-    other = Settings(objective="ce", class_weights=True, freeze_embeddings=False, epochs=2, seed=4)
+    other = Settings(objective="ce", freeze_embeddings=False, epochs=2, seed=4)
     assert erc_runs.options(asdict(other)) == (
-        "--no-freeze-embeddings --objective ce --contrastive-weight none --class-weights --curriculum all --epochs 2"
+        "--no-freeze-embeddings --objective ce --contrastive-weight none --curriculum all --epochs 2"
     )
 
 

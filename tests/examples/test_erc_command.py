@@ -150,10 +150,10 @@ def test_a_dataset_may_change_a_preset(nowhere, trained):
     turn = {"text": "Hi.", "speaker": "a", "label": "neu"}
     for name in IEMOCAP.files:
         (nowhere / name).write_text(json.dumps([[turn]]), encoding="utf-8")
-    options = ["--data-dir", str(nowhere), "--output", str(nowhere / "run"), "--preset", "gpu", "--warmup", "7"]
+    options = ["--data-dir", str(nowhere), "--output", str(nowhere / "run"), "--preset", "mpnet", "--epochs", "7"]
     command.main("IEMOCAP", None, options)
     settings, name, *_ = trained[0]
-    assert (name, settings.dataset, settings.epochs, settings.warmup) == ("IEMOCAP", "IEMOCAP", 6, 7)
+    assert (name, settings.dataset, settings.warmup, settings.epochs) == ("IEMOCAP", "IEMOCAP", 50, 7)
 
 
 def test_resuming_takes_settings_and_corpus_from_the_folder(nowhere, trained):

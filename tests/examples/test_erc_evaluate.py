@@ -8,10 +8,9 @@ from accelerate import Accelerator
 import erc_tiny
 from erc.evaluate import (
     Encoded,
+    Heads,
     encode,
-    heads,
     paired_bootstrap,
-    predict,
     reference_samples,
     score,
     weighted_f1_of_counts,
@@ -49,20 +48,20 @@ def test_predicting_the_majority_class_of_melds_test_gives_the_known_yardstick()
 def test_a_pass_in_batches_by_length_gives_each_sample_its_own_row(tmp_path):
     settings = erc_tiny.settings(erc_tiny.encoder(tmp_path))
     tokenizer, backbone = load_encoder(settings)
-    model = EmotionModel(backbone, 3, head_trains_encoder=False)
-    samples = Prompts(erc_tiny.corpus().train, tokenizer, context_turns=2, max_length=48).own_queries()
+    model = EmotionModel(backbone, 3, settings)
+    samples = Prompts(erc_tiny.corpus().train, tokenizer, context_turns=2, max_length=48).samples
     model.train()
-    encoded = encode(model, samples, Accelerator(), padding=0, batch_size=5, what="test")
+    encoded = encode(model, samples, Accelerator(), batch_size=5, what="test")
     assert model.training
     assert encoded.labels.tolist() == [sample.label for sample in samples]
     model.eval()
     with torch.no_grad():
         for i in range(0, len(samples), 7):
-            features = model(collate([samples[i]], padding=0))[0]
+            features = model(collate([samples[i]]))[0]
             torch.testing.assert_close(torch.from_numpy(encoded.features[i]).float(), features[0])
         next(model.backbone.encoder.layer[-1].parameters()).fill_(float("nan"))
     with pytest.raises(InputError, match="training diverged: representations are not finite"):
-        encode(model, samples[:3], Accelerator(), padding=0, batch_size=5, what="test")
+        encode(model, samples[:3], Accelerator(), batch_size=5, what="test")
 
 
 def test_reference_samples_are_drawn_once_for_a_seed_and_at_most_so_many_of_a_class():
@@ -87,27 +86,34 @@ def clusters():
     return draw([100, 100, 100]), draw(counts), counts
 
 
+def heads(counts, temperature=0.05, weight=None, bias=None):
+    linear = torch.nn.Linear(8 if weight is None else weight.shape[1], len(counts)).double()
+    if weight is not None:
+        linear.load_state_dict({"weight": torch.tensor(weight), "bias": torch.tensor(bias)})
+    return Heads(linear, np.array(counts), temperature)
+
+
 def test_heads_by_hand():
     train = Encoded(np.array([[2.0, 0.0], [4.0, 0.0], [0.0, 5.0], [-3.0, -3.0]]), np.array([0, 0, 1, 2]))
     split = Encoded(np.array([[9.0, 1.0], [-1.0, -2.0], [1.0, 1.2]]), np.zeros(3))
     weight, bias, counts = np.array([[0.0, 1.0], [-1.0, 0.0], [0.0, 0.0]]), np.array([0.0, 0.0, 1.5]), [8, 1, 1]
-    every = heads(weight, bias, np.array(counts), temperature=0.2)
-    scores = every["prototype"](train.features, train.labels, split.features)
+    every = heads(counts, 0.2, weight, bias)
+    scores = every.scores("prototype", train, split.features)
     cosine = split.features[0] @ [1, 0] / np.linalg.norm(split.features[0])
     assert scores[0, 0] == pytest.approx((1 + cosine) / 2 / 0.2)
     assert scores.argmax(1).tolist() == [0, 2, 1]
-    prior = every["prototype_prior"](train.features, train.labels, split.features)
+    prior = every.scores("prototype_prior", train, split.features)
     assert prior - scores == pytest.approx(np.tile(np.log([0.8, 0.1, 0.1]), (3, 1)))
     assert prior.argmax(1).tolist() == [0, 2, 0]  # the common class wins where the two are nearly as close
-    linear = every["linear"](train.features, train.labels, split.features)
+    linear = every.scores("linear", train, split.features)
     assert linear == pytest.approx(np.array([[1.0, -9.0, 1.5], [-2.0, 1.0, 1.5], [1.2, -1.0, 1.5]]))
-    adjusted = every["linear_adjusted"](train.features, train.labels, split.features)
+    adjusted = every.scores("linear_adjusted", train, split.features)
     assert adjusted - linear == pytest.approx(-np.tile(np.log([0.8, 0.1, 0.1]), (3, 1)))
 
 
 def test_fitted_heads_know_the_true_class_sizes(clusters):
     train, split, counts = clusters  # the train features hold as many of each class, the split does not
-    guesses = predict(heads(np.zeros((3, 8)), np.zeros(3), counts, 0.05), train, split)
+    guesses = heads(counts).predict(train, split.features)
     f1 = {name: score(split.labels, guess, LABELS)["weighted_f1"] for name, guess in guesses.items()}
     assert min(f1["logistic"], f1["lda"]) > f1["prototype"] + 0.02
     for name in ("logistic", "lda"):
@@ -116,14 +122,13 @@ def test_fitted_heads_know_the_true_class_sizes(clusters):
 
 def test_a_class_without_train_features_is_never_predicted():
     generator = np.random.default_rng(0)
-    train = Encoded(generator.normal(size=(20, 4)), np.arange(20) % 2 * 2)  # classes 0 and 2 of three
-    split = Encoded(generator.normal(size=(30, 4)), np.zeros(30))
-    every = heads(np.zeros((3, 4)), np.zeros(3), np.array([10, 0, 10]), 0.05)
-    for name, guess in predict(every, train, split).items():
+    train = Encoded(generator.normal(size=(20, 8)), np.arange(20) % 2 * 2)  # classes 0 and 2 of three
+    features = generator.normal(size=(30, 8))
+    for name, guess in heads([10, 0, 10]).predict(train, features).items():
         if not name.startswith("linear"):
             assert set(guess.tolist()) == {0, 2}, name
     alone = Encoded(train.features, np.full(20, 2))
-    for name, guess in predict(heads(np.zeros((3, 4)), np.zeros(3), np.array([0, 0, 20]), 0.05), alone, split).items():
+    for name, guess in heads([0, 0, 20]).predict(alone, features).items():
         if not name.startswith("linear"):
             assert set(guess.tolist()) == {2}, name
 

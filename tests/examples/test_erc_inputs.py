@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import erc_tiny
-from erc.batches import Epochs, full_batches, length_buckets, longest_first
+from erc.batches import Epochs, length_buckets, longest_first
 from erc.data import Dialogue, Turn
 from erc.files import InputError
 from erc.inputs import Input, Prompts, Sample, Windows, collate
@@ -20,7 +20,7 @@ from erc_tiny import TALK
 
 
 def windows(tokenizer, dialogue=TALK, **changes):
-    return Windows((dialogue,), tokenizer, **{"context_turns": 8, "max_length": 96, **changes}).own_queries()
+    return Windows((dialogue,), tokenizer, **{"context_turns": 8, "max_length": 96, **changes}).samples
 
 
 def said(tokenizer, sample):
@@ -73,12 +73,12 @@ def tiny(request, tmp_path_factory):
     folder = erc_tiny.encoder(tmp_path_factory.mktemp("encoder"), architecture)
     tokenizer, backbone = load_encoder(erc_tiny.settings(folder))
     backbone.set_attn_implementation(attention)
-    return tokenizer, EmotionModel(backbone, 3, head_trains_encoder=False).eval()
+    return tokenizer, EmotionModel(backbone, 3, erc_tiny.settings(folder)).eval()
 
 
 @torch.no_grad()
 def represent(model, tokenizer, samples):
-    return model(collate(samples, tokenizer.pad_token_id))[0]
+    return model(collate(samples))[0]
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def test_no_turn_sees_a_later_one_and_every_turn_sees_the_earlier_ones(tiny):
 
 def test_what_else_is_in_the_batch_changes_no_representation(tiny):
     tokenizer, model = tiny
-    samples = Windows(erc_tiny.corpus().train, tokenizer, context_turns=1, max_length=20).own_queries()
+    samples = Windows(erc_tiny.corpus().train, tokenizer, context_turns=1, max_length=20).samples
     assert len({id(sample.input) for sample in samples}) > len(erc_tiny.corpus().train)
     together = represent(model, tokenizer, samples)
     for sample, row in zip(samples, together, strict=True):
@@ -141,7 +141,7 @@ class Letters:
 @pytest.mark.parametrize(("max_length", "inputs"), [(4096, "inputs"), (160, "inputs_short")])
 def test_prompts_are_the_authors_to_the_letter(max_length, inputs):
     letters = Letters()
-    samples = Prompts((LETTERS,), letters, context_turns=8, max_length=max_length).own_queries()
+    samples = Prompts((LETTERS,), letters, context_turns=8, max_length=max_length).samples
     assert [letters.read(sample.input.ids) for sample in samples] == GOLDEN[inputs]
     assert [sample.label for sample in samples] == [label for *_, label in GOLDEN["dialogue"]]
     assert {letters.read(s.input.ids[s.start : s.end]) for s in samples} == {"[MASK]"}
@@ -170,7 +170,7 @@ def test_past_turns_are_asked_for_again_where_the_authors_ask():
 def test_unlabelled_turns_are_context_only(tokenizer):
     talk = Dialogue("7", (*TALK.turns, Turn("4", "Ann", "nine", 0), Turn("5", "Ben", "ten", None)))
     prompts = Prompts((talk,) * 30, tokenizer, context_turns=8, max_length=96)
-    own = prompts.own_queries()[:4]
+    own = prompts.samples[:4]
     assert [(s.dialogue, s.turn, s.label) for s in own] == [
         ("7", "0", 0), ("7", "2", 2), ("7", "3", 1), ("7", "4", 0),
     ]  # fmt: skip
@@ -185,16 +185,16 @@ def test_unlabelled_turns_are_context_only(tokenizer):
 
 def test_real_tokenizers_place_the_mask_before_the_end(tokenizer):
     tricky = Dialogue("1", (Turn("0", "Ann", "a [MASK] b", 0), Turn("1", "Ben", "word " * 600, 1)))
-    for sample in Prompts((tricky,), tokenizer, context_turns=8, max_length=64).own_queries():
+    for sample in Prompts((tricky,), tokenizer, context_turns=8, max_length=64).samples:
         assert (sample.start, sample.end) == (len(sample.input.ids) - 2, len(sample.input.ids) - 1)
         assert sample.input.ids[sample.start] == tokenizer.mask_token_id
         assert len(sample.input.ids) <= 64
 
 
 def test_context_turns_bound_what_is_shown(tokenizer):
-    sample = Prompts((TALK,), tokenizer, context_turns=1, max_length=96).own_queries()[2]
+    sample = Prompts((TALK,), tokenizer, context_turns=1, max_length=96).samples[2]
     assert tokenizer.decode(sample.input.ids).startswith("[CLS] ann : six [SEP] cat : seven eight [SEP] for utterance")
-    alone = Prompts((TALK,), tokenizer, context_turns=0, max_length=96).own_queries()[2]
+    alone = Prompts((TALK,), tokenizer, context_turns=0, max_length=96).samples[2]
     assert tokenizer.decode(alone.input.ids).startswith("[CLS] cat : seven eight [SEP] for utterance : cat :")
 
 
@@ -202,15 +202,15 @@ def test_context_turns_bound_what_is_shown(tokenizer):
 
 
 def test_a_batch_is_as_wide_as_its_longest_member(tokenizer):
-    samples = Prompts((TALK,), tokenizer, context_turns=8, max_length=96).own_queries()
-    batch = collate(samples, padding=tokenizer.pad_token_id)
+    samples = Prompts((TALK,), tokenizer, context_turns=8, max_length=96).samples
+    batch = collate(samples)
     lengths = [len(sample.input.ids) for sample in samples]
     assert batch.input_ids.shape == (3, max(lengths))
     assert batch.visible.sum(1).tolist() == lengths
     assert batch.labels.tolist() == [0, 2, 1]
     assert batch.input_ids.flatten()[batch.tokens].tolist() == [tokenizer.mask_token_id] * 3
     assert batch.offsets.tolist() == [0, 1, 2]
-    assert (batch.input_ids[~batch.visible] == tokenizer.pad_token_id).all()
+    assert (batch.input_ids[~batch.visible] == 0).all()
 
 
 LENGTHS = random.Random(0).choices(range(5, 91), k=1003)
@@ -244,14 +244,21 @@ def test_longest_first():
     assert flat == sorted(LENGTHS, reverse=True)
 
 
-def test_full_batches_keep_the_order_and_drop_the_rest():
-    assert full_batches([5, 3, 9, 1, 7, 2, 8], 3) == [[5, 3, 9], [1, 7, 2]]
-    assert full_batches([5, 3], 3) == [[5, 3]]  # else there would be no batch at all
+def epochs(count, **changes):
+    inputs = SimpleNamespace(samples=list(range(count)), past_queries=lambda generator: [])
+    return Epochs(erc_tiny.settings("any", **changes), inputs, 1, 0)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(7, [3, 3]), (2, [2])])  # without the [2] there would be no batch at all
+def test_the_authors_batches_are_full_keep_the_order_and_drop_the_rest(count, sizes):
+    data = epochs(count, as_authors=True, curriculum="all", batch_size=3)
+    batches = data.batches()
+    assert [len(batch) for batch in batches] == sizes
+    assert [index for batch in batches for index in batch] == data.indices.tolist()[: sum(sizes)]
 
 
 def test_random_share():
-    inputs = SimpleNamespace(own_queries=lambda: list(range(101)), past_queries=lambda generator: [])
-    half, whole = (Epochs(erc_tiny.settings("any", curriculum=share), inputs, 1, 0) for share in ("half", "all"))
+    half, whole = epochs(101, curriculum="half"), epochs(101, curriculum="all")
     first = half.indices.tolist()
     assert len(first) == len(set(first)) == 50
     assert first == half.indices.tolist()
@@ -259,7 +266,7 @@ def test_random_share():
     second = half.indices
     assert set(first) != set(second.tolist())
     assert sorted(whole.indices.tolist()) == list(range(101))
-    other = Epochs(erc_tiny.settings("any", curriculum="half"), inputs, 1, 0)
+    other = epochs(101, curriculum="half")
     other.prepare(1)  # as a continued run does
     assert torch.equal(other.indices, second)
 

@@ -41,11 +41,11 @@ def test_an_encoder_that_cannot_be_loaded_is_named(tmp_path):
 def tiny(request, tmp_path_factory):
     settings = erc_tiny.settings(erc_tiny.encoder(tmp_path_factory.mktemp("encoder"), request.param))
     tokenizer, backbone = load_encoder(settings)
-    return settings, tokenizer, EmotionModel(backbone, 3, head_trains_encoder=False)
+    return settings, tokenizer, EmotionModel(backbone, 3, settings)
 
 
 def prompts(tokenizer):
-    return Prompts(erc_tiny.corpus().train, tokenizer, context_turns=2, max_length=48).own_queries()
+    return Prompts(erc_tiny.corpus().train, tokenizer, context_turns=2, max_length=48).samples
 
 
 def test_the_representation_is_the_hidden_state_at_the_mask(tiny):
@@ -53,7 +53,7 @@ def test_the_representation_is_the_hidden_state_at_the_mask(tiny):
     samples = prompts(tokenizer)[:7]
     model.eval()
     with torch.no_grad():
-        features, scores = model(collate(samples, padding=tokenizer.pad_token_id))
+        features, scores = model(collate(samples))
         for sample, row in zip(samples, features, strict=True):
             ids = torch.tensor([sample.input.ids])
             position = ids[0].tolist().index(tokenizer.mask_token_id)
@@ -61,19 +61,21 @@ def test_the_representation_is_the_hidden_state_at_the_mask(tiny):
         torch.testing.assert_close(scores, model.head(features))
 
 
-@pytest.mark.parametrize("reaches", [False, True])
-def test_the_heads_loss_reaches_the_encoder_only_when_asked(tiny, reaches):
-    _, tokenizer, model = tiny
-    own = EmotionModel(model.backbone, 3, head_trains_encoder=reaches)
+@pytest.mark.parametrize(
+    ("changes", "reaches"),
+    [({"contrastive_weight": None}, False), ({"contrastive_weight": 0.2}, True), ({"objective": "ce"}, True)],
+)
+def test_the_heads_loss_reaches_the_encoder_in_cross_entropy_alone_or_beside_a_weighted_loss(tiny, changes, reaches):
+    settings, tokenizer, model = tiny
+    own = EmotionModel(model.backbone, 3, replace(settings, **changes))
     own.zero_grad()
-    own(collate(prompts(tokenizer)[:4], padding=0))[1].logsumexp(1).sum().backward()
+    own(collate(prompts(tokenizer)[:4]))[1].logsumexp(1).sum().backward()
     assert own.head.weight.grad is not None
     assert any(parameter.grad is not None for parameter in own.backbone.parameters()) == reaches
 
 
 def test_every_learned_parameter_is_in_one_group(tiny):
     settings, _, model = tiny
-    model.freeze_embeddings()
     groups = model.parameter_groups(settings)
     grouped = [parameter for group in groups for parameter in group["params"]]
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -90,7 +92,7 @@ def test_every_learned_parameter_is_in_one_group(tiny):
 
 def test_learned_prototypes_are_learned_as_fast_as_the_head_and_do_not_decay(tiny):
     settings, _, model = tiny
-    own = EmotionModel(model.backbone, 3, head_trains_encoder=False, learns_prototypes=True)
+    own = EmotionModel(model.backbone, 3, replace(settings, objective="eacl"))
     (group,) = [g for g in own.parameter_groups(settings) if any(p is own.prototypes for p in g["params"])]
     assert (group["full_rate"], group["weight_decay"]) == (settings.head_rate, 0.0)
     assert own.prototypes.shape == (3, own.width)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -68,9 +69,9 @@ def test_a_turn_without_a_label_is_context(own, tmp_path):
         (
             "dev.json",
             [[{"speaker": "a", "text": "b", "label": "other"}]],
-            r"\[0\]\[0\], label: expected one of .* 'other'; the",
+            r"\[0\]\[0\], label: expected one of .* \(the training file decides .*\); received 'other'",
         ),
-        ("test.json", [[{"speaker": "a"}]], r'\[0\]\[0\]: expected an object with "text"'),
+        ("test.json", [[{"speaker": "a"}]], r"\[0\]\[0\], text: expected text without NUL bytes; received None"),
         ("test.json", [], "expected dialogues; received none"),
     ],
 )
@@ -90,14 +91,13 @@ def test_without_a_folder_the_command_says_what_to_give(tmp_path, capsys):
     assert "has no train.json, dev.json, test.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [None, *HEADS])
 def test_new_dialogues_get_the_labels_that_the_run_gave_them(run, own, capsys, head):
     """The dev set stands for new dialogues: the run wrote down what every head says of it."""
-    arguments = [str(run), str(own / "dev.json"), "--head", head, "--data-dir", str(own)]
-    assert erc_predict.main(arguments) == 0
+    assert erc_predict.main([str(run), str(own / "dev.json"), *(["--head", head] if head else [])]) == 0
     spoken = json.loads(capsys.readouterr().out)
-    with (run / "predictions.csv").open(newline="") as file:
-        expected = [row[head] for row in csv.DictReader(file) if row["split"] == "dev"]
+    with (run / "predictions.csv").open(newline="") as file:  # the run was selected by its prototypes
+        expected = [row[head or "prototype"] for row in csv.DictReader(file) if row["split"] == "dev"]
     assert [turn["label"] for dialogue in spoken for turn in dialogue] == expected
     assert len(set(expected)) > 1
     given = json.loads((own / "dev.json").read_text())
@@ -105,12 +105,20 @@ def test_new_dialogues_get_the_labels_that_the_run_gave_them(run, own, capsys, h
         assert [(t["speaker"], t["text"]) for t in dialogue] == [(t["speaker"], t["text"]) for t in original]
 
 
-def test_the_linear_head_needs_no_training_data_and_the_others_say_so(run, own, capsys):
-    assert erc_predict.main([str(run), str(own / "test.json"), "--head", "linear"]) == 0
-    assert erc_predict.main([str(run), str(own / "test.json")]) == 2
-    assert "--data-dir must name the folder" in capsys.readouterr().err
+def test_what_cannot_be_used_is_one_line_and_exit_code_2(run, own, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    dialogues = tmp_path / "new.json"
+    dialogues.write_text("[[]]")
 
+    def error(folder):
+        assert erc_predict.main([str(folder), str(dialogues)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
 
-def test_a_folder_without_a_finished_run_is_refused(tmp_path, own, capsys):
-    assert erc_predict.main([str(tmp_path), str(own / "dev.json")]) == 2
-    assert "best.safetensors is not the weights of a finished run" in capsys.readouterr().err
+    assert error(tmp_path) == f"error: {tmp_path} is not the folder of a finished run"
+    assert error(run) == f"error: {dialogues}: expected dialogues; received none"
+    dialogues.unlink()
+    assert f"{dialogues}: not readable as JSON" in error(run)
+    dialogues.write_bytes((own / "dev.json").read_bytes())
+    (tmp_path / "run" / "reference.safetensors").write_bytes(b"broken off")
+    assert "lacks what a finished run of this version holds" in error(tmp_path / "run")

@@ -1,13 +1,13 @@
 """Settings, presets and the options made from them."""
 
 import argparse
+import json
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 
-from erc.evaluate import heads
-from erc.settings import HEADS, NAMES, OBJECTIVES, PRESETS, Settings, add_options, given, preset
+from erc.files import InputError
+from erc.settings import NAMES, OBJECTIVES, PRESETS, Settings, add_options, given, preset, read_settings
 from spcl_loss import METHODS
 
 
@@ -29,10 +29,6 @@ def test_the_default_is_the_cpu_preset():
 
 def test_objectives_are_the_librarys_methods_and_cross_entropy():
     assert (*METHODS, "ce") == OBJECTIVES
-
-
-def test_the_heads_that_can_select_are_those_that_there_are():
-    assert tuple(heads(np.zeros((1, 2)), np.zeros(1), np.ones(1), 1.0)) == HEADS
 
 
 @pytest.mark.parametrize(
@@ -81,9 +77,6 @@ def test_only_what_is_given_changes_the_preset():
         ({"objective": "ce", "contrastive_weight": 0.5}, "contrastive_weight needs a contrastive objective"),
         ({"selects_by": "nearest"}, "selects_by must be one of linear, "),
         ({"support_size": 300}, "support_size must be at most queue_size=256; received 300"),
-        ({"memory_candidates": -1}, "memory_candidates must be at least 0; received -1"),
-        ({"memory_candidates": 300}, "memory_candidates must be at most queue_size=256; received 300"),
-        ({"memory_candidates": 4, "objective": "ce"}, "memory_candidates needs an objective with prototypes"),
     ],
 )
 def test_a_wrong_value_is_named(change, message):
@@ -91,14 +84,18 @@ def test_a_wrong_value_is_named(change, message):
         Settings(**change)
 
 
+def test_settings_of_earlier_versions_are_read_where_they_change_nothing(tmp_path):
+    path, stored = tmp_path / "settings.json", {**asdict(Settings(seed=4)), "memory_candidates": 0}
+    path.write_text(json.dumps(stored | {"class_weights": False}))
+    assert read_settings(path) == Settings(seed=4)
+    for text in (json.dumps(stored | {"memory_candidates": 16}), json.dumps({"colour": "red"}), "[1]", "{", "3"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"settings\.json holds no settings of this version: "):
+            read_settings(path)
+
+
 def test_the_default_recipe_and_cross_entropy_differ_in_the_objective_alone():
     recipe, cross_entropy = Settings(), Settings(objective="ce")
     assert (recipe.objective, recipe.contrastive_weight, recipe.curriculum, recipe.epochs) == ("spcl", 0.2, "all", 3)
     differing = [name for name in NAMES if getattr(recipe, name) != getattr(cross_entropy, name)]
     assert differing == ["objective", "contrastive_weight"] and cross_entropy.contrastive_weight is None
-
-
-def test_cross_entropy_trains_the_encoder_alone_or_beside_a_weighted_contrastive_loss():
-    assert Settings(objective="ce").head_trains_encoder
-    assert Settings(objective="spcl", contrastive_weight=0.2).head_trains_encoder
-    assert not Settings(objective="spcl", contrastive_weight=None).head_trains_encoder

@@ -19,10 +19,9 @@ from safetensors import safe_open
 
 import erc_tiny
 import spcl_loss
-from erc import figures, train
-from erc.checkpoint import read_checkpoint
+from erc import report, train
 from erc.files import InputError
-from erc.folder import FIGURES, RunFolder
+from erc.folder import FIGURES, RunFolder, read_checkpoint
 from erc.report import summary
 from erc.settings import HEADS, OBJECTIVES, Settings
 from spcl_loss import METHODS, supervised_prototypical_contrastive_loss
@@ -41,7 +40,8 @@ def files(folder):
 
 FINISHED = sorted(
     [
-        "settings.json", "metrics.jsonl", "result.json", "best.safetensors", "predictions.csv", "report.md",
+        "settings.json", "metrics.jsonl", "result.json", "best.safetensors", "reference.safetensors", "predictions.csv",
+        "report.md",
         *FIGURES,
     ]
 )  # fmt: skip
@@ -151,8 +151,8 @@ def test_predictions_of_dev_and_test_are_the_scored_ones(finished):
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Empty ones, for tests of other things."""
-    quick = [(Path(name).stem, "nothing", Figure(figsize=(1, 1))) for name in FIGURES]
-    monkeypatch.setattr(figures, "draw", lambda *_: quick)
+    for name in FIGURES:
+        monkeypatch.setattr(report, Path(name).stem, lambda arms: Figure(figsize=(1, 1)))
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -317,8 +317,8 @@ DIALOGUES = {"inputs": "dialogues", "context_turns": 1}
 @pytest.mark.parametrize(
     "changes",
     [
-        {**DIALOGUES, "objective": "ce", "curriculum": "all", "class_weights": True, "train_fraction": 0.5},
-        {**DIALOGUES, "objective": "spcl", "contrastive_weight": 0.2, "curriculum": "all", "memory_candidates": 3},
+        {**DIALOGUES, "objective": "ce", "curriculum": "all", "train_fraction": 0.5},
+        {**DIALOGUES, "objective": "spcl", "contrastive_weight": 0.2, "curriculum": "all"},
         {"objective": "supcon", "curriculum": "half"},
         {"objective": "spdcl", "as_authors": True, "patience": 1, "encoder_rate": 0.0, "epochs": 4},
         {"objective": "bcl", "curriculum": "all", "reference_turns": 3},
@@ -438,42 +438,6 @@ def test_processes_share_the_batches_of_an_epoch_and_have_as_many(encoder, tmp_p
     assert all(batch in whole for batch in shared)
     assert len({tuple(batch) for batch in shared}) == 10
     assert [len(batches(20, process)) for process in range(20)] == [1] * 20  # some more than once
-
-
-def test_class_weights_are_inverse_sizes_and_1_on_average_over_the_samples(encoder, tmp_path):
-    run = training(encoder, tmp_path, erc_tiny.corpus(train=2), class_weights=True)
-    assert run.class_counts.tolist() == [2, 4, 2]
-    assert run.class_weights.tolist() == pytest.approx([4 / 3, 2 / 3, 4 / 3])
-    run = training(encoder, tmp_path, erc_tiny.corpus(train=1), class_weights=True)
-    assert run.class_counts.tolist() == [2, 2, 0]
-    assert run.class_weights[:2].tolist() == [1.0, 1.0]  # no sample has the weight of the third
-
-
-@pytest.mark.parametrize("objective", ["spcl", "spdcl", "bcl", "eacl"])
-def test_memory_candidates_are_the_newest_entries_before_the_batch(encoder, tmp_path, objective):
-    run = training(encoder, tmp_path, objective=objective, memory_candidates=3)
-    memory = run.criterion.memory
-    run.criterion.train()
-    torch.manual_seed(0)
-    older, older_labels = torch.randn(7, 32), torch.tensor([0, 0, 0, 1, 0, 1, 0])
-    memory.update(older, older_labels)  # five of class 0, two of class 1, none of class 2
-    drawn, exist = memory.prototypes(advance=False)
-    learned = run.bare_model.prototypes
-    features, labels = torch.randn(8, 32, requires_grad=True), torch.tensor([0, 1, 1, 2, 0, 2, 1, 0])
-    loss = run.contrastive_loss(features, labels)
-    newest = [6, 4, 2, 5, 3]
-    options = {**METHODS[objective], "temperature": 0.1 if objective == "bcl" else 0.05}
-    plain = supervised_prototypical_contrastive_loss(
-        features, labels, drawn if learned is None else learned, prototype_mask=exist if learned is None else None,
-        **options,
-    )  # fmt: skip
-    expected = supervised_prototypical_contrastive_loss(
-        features, labels, drawn if learned is None else learned, prototype_mask=exist if learned is None else None,
-        candidates=older[newest], candidate_labels=older_labels[newest], **options,
-    )  # fmt: skip
-    torch.testing.assert_close(loss, expected)
-    assert abs(loss - plain) > 1e-3
-    assert int(memory.cursors.sum()) == 15
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
