@@ -40,7 +40,7 @@ class Classifier:
         try:
             weights, reference = load_file(folder.best), safetensors.numpy.load_file(folder.reference)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{run} lacks what a finished run of this version holds: {error}") from error
+            raise InputError(f"{run} lacks what a finished run of this version holds ({error}); train again") from error
         self.settings, self.head = settings, head or settings.selects_by
         self.labels = list(result["test"][self.head]["per_class_f1"])
         self.tokenizer, backbone = load_encoder(settings)

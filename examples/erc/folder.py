@@ -128,19 +128,19 @@ class RunFolder:
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill another file, then renames it to `path`: at any time `path` is complete or absent."""
-    partial = path.with_name(f"partial-{path.name}")
+    unfinished = path.with_name(f"partial-{path.name}")
     try:
-        write(partial)
-        with partial.open("rb+") as file:
+        write(unfinished)
+        with unfinished.open("rb+") as file:
             os.fsync(file.fileno())  # else a power cut could leave the name without the content
-        partial.replace(path)
+        unfinished.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how writers report a full disk
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error}. Mend that, and continue with --resume") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -67,12 +67,6 @@ def test_or_practice_says_so_and_goes_on(nowhere, capsys, trained):
     assert cells(captured.out.splitlines()[3])[:2] == ["train", "2400"]
 
 
-def test_ctrl_c_names_the_way_to_continue(nowhere, capsys, trained):
-    output = str(nowhere / "run")
-    assert command.main("MELD", None, ["--practice", "--output", output]) == 130
-    assert f"--resume --output {output}" in capsys.readouterr().err
-
-
 def test_a_malformed_file_is_one_line_and_exit_code_2(nowhere, capsys):
     for name in MELD.files:
         (nowhere / name).write_text("Utterance,Speaker,Dialogue_ID,Utterance_ID\nHi,Ann,0,0\n", encoding="utf-8")
@@ -138,21 +132,17 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(nowhere, capsys):
     assert "temperature must be at least" in capsys.readouterr().err
 
 
-def test_presets_and_options_make_the_settings(nowhere, trained):
-    options = ["--practice", "--output", str(nowhere / "run"), "--preset", "paper", "--seed", "4"]
-    command.main("MELD", None, options)
+def test_preset_dataset_and_options_make_the_settings(nowhere, trained):
+    command.main("MELD", None, ["--practice", "--output", str(nowhere / "run"), "--preset", "paper", "--seed", "4"])
     settings, _, output, flags = trained[0]
     assert (settings.max_length, settings.seed, settings.as_authors) == (256, 4, True)
     assert (output, flags) == (nowhere / "run", {"resume": False, "overwrite": False})
-
-
-def test_a_dataset_may_change_a_preset(nowhere, trained):
     turn = {"text": "Hi.", "speaker": "a", "label": "neu"}
     for name in IEMOCAP.files:
         (nowhere / name).write_text(json.dumps([[turn]]), encoding="utf-8")
     options = ["--data-dir", str(nowhere), "--output", str(nowhere / "run"), "--preset", "mpnet", "--epochs", "7"]
     command.main("IEMOCAP", None, options)
-    settings, name, *_ = trained[0]
+    settings, name, *_ = trained[1]
     assert (name, settings.dataset, settings.warmup, settings.epochs) == ("IEMOCAP", "IEMOCAP", 50, 7)
 
 

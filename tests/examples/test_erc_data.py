@@ -46,45 +46,13 @@ def test_byte_order_mark_and_blank_lines_are_no_fault(tmp_path):
     assert len(data.read_meld(path)) == 2
 
 
-def test_quotes_become_plain():
-    assert plain_text(' \u201cIt\u2019s \u2018so\u2019 "good"\u201d ') == "It's 'so' good"
-
-
-def test_windows_1252_punctuation_that_was_read_as_control_characters_is_mended(tmp_path):
+def test_quotes_become_plain_and_windows_1252_punctuation_is_mended(tmp_path):
     # a tokenizer drops control characters: "We're" would become "were"
     rows = ROWS.replace("Hi.", "We\x92re \x93here\x94 \x96 now\x85").replace("Ben", "B\x8an")
     first, _ = data.read_meld(write(tmp_path, HEADER + rows))
     assert (first.turns[1].speaker, first.turns[1].text) == ("B\u0160n", "We're here \u2013 now\u2026")
     assert plain_text("a\x81b") == "ab"  # not a character of Windows-1252
-
-
-@pytest.mark.parametrize(
-    ("content", "place"),
-    [
-        (HEADER.replace("Emotion,", "") + ROWS, "line 1: expected a column Emotion; received Sr No., Utterance, Speak"),
-        (HEADER + ROWS.replace("Joy", "hope"), "line 3, Emotion: expected one of neutral, joy, surprise, anger, sad"),
-        (HEADER + ROWS.replace("Joy", "hope"), "; received 'hope'"),
-        (HEADER + ROWS.replace(",0,2\n", ",zero,2\n"), "line 3, Dialogue_ID: expected a whole number; received 'zero'"),
-        (HEADER + ROWS.replace(",0,2\n", ",0,0\n"), "expected each turn once; received turn 0 of dialogue 0 twice"),
-        (HEADER + ROWS.replace(",0,2\n", "\n"), "line 3: expected 7 fields, as in line 1; received 5"),
-        (HEADER + ROWS.replace("Hi.", "Hi, there"), "line 3: expected 7 fields, as in line 1; received 8"),
-        ((HEADER + ROWS).encode().replace(b"Hi.", b"caf\xe9"), "line 3: expected UTF-8"),
-        (b"\xef\xbb\xbf" + (HEADER + ROWS).encode().replace(b"Ben", b"B\xe9n"), "line 3: expected UTF-8"),
-        (HEADER + ROWS.replace('"Hello, you"', '"Hello" you'), "line 2: not readable as CSV"),
-        (HEADER + ROWS.replace("Hello, you", "Hello,\nyou").replace("Joy", "hope"), "line 4, Emotion"),
-        (HEADER, "expected dialogues; received none"),
-        (HEADER + "\n", "expected dialogues; received none"),
-        (HEADER + ROWS.replace("Hi.", "H\0."), "line 3"),  # Python 3.10's reader already refuses it
-        (HEADER.replace("Emotion", "Emo\0tion") + ROWS, "line 1"),
-        ("", "line 1: expected a column Utterance; received none"),
-    ],
-)
-def test_a_fault_is_named_by_file_line_and_column(tmp_path, content, place):
-    path = write(tmp_path, content)
-    with pytest.raises(InputError) as caught:
-        data.read_meld(path)
-    assert str(path) in str(caught.value)
-    assert place in str(caught.value)
+    assert plain_text(' \u201cIt\u2019s \u2018so\u2019 "good"\u201d ') == "It's 'so' good"
 
 
 @pytest.fixture
@@ -210,11 +178,14 @@ def utterance(name: str, emotion: str, *speakers: str) -> dict[str, object]:
     return {"utterance_id": name, "speakers": speakers, "transcript": 'It\u2019s "me".', "emotion": emotion}
 
 
+def scenes(*pairs):
+    """EmoryNLP's file of scenes, each given by its name and utterances."""
+    return {"episodes": [{"scenes": [{"scene_id": name, "utterances": utterances}]} for name, utterances in pairs]}
+
+
 def test_emorynlp_scenes_become_dialogues(tmp_path):
-    scenes = [{"scene_id": "c1", "utterances": [utterance("u1", "Joyful", "Ann Bee"), utterance("u3", "Mad", "#ALL#")]}]
-    content = {
-        "episodes": [{"scenes": scenes}, {"scenes": [{"scene_id": "c2", "utterances": [utterance("u", "Sad")]}]}]
-    }
+    joyful, mad = utterance("u1", "Joyful", "Ann Bee"), utterance("u3", "Mad", "#ALL#")
+    content = scenes(("c1", [joyful, mad]), ("c2", [utterance("u", "Sad")]))
     first, second = data.read_emorynlp(in_json(tmp_path / "x.json", content))
     assert [(turn.id, turn.speaker, turn.text, turn.label) for turn in first.turns] == [
         ("u1", "Ann", "It's me.", 1),
@@ -236,38 +207,6 @@ def test_emorynlp_scenes_become_dialogues(tmp_path):
 )
 def test_speakers_go_by_first_names(speakers, name):
     assert data.speaker_name(speakers) == name
-
-
-@pytest.mark.parametrize(
-    ("content", "place"),
-    [
-        ([], "x.json: expected an object with episodes; received []"),
-        ({}, "x.json, episodes: expected a list; received None"),
-        ({"episodes": 3}, "x.json, episodes: expected a list; received 3"),
-        (
-            {"episodes": [{"scenes": [{"scene_id": 1, "utterances": []}]}]},
-            "x.json, episodes[0], scenes[0], scene_id: expected text without NUL bytes; received 1",
-        ),
-        (
-            {"episodes": [{"scenes": [{"scene_id": "c", "utterances": [utterance("u", "Hope", "A")]}]}]},
-            "episodes[0], scenes[0], utterances[0], emotion: expected one of neutral, joyful, scared, mad, peaceful, ",
-        ),
-        ({"episodes": []}, "expected dialogues; received none"),
-        ({"episodes": [{"scenes": [{"scene_id": "c", "utterances": []}]}]}, "expected dialogues; received none"),
-    ],
-)
-def test_a_fault_in_emorynlp_is_named_by_its_place(tmp_path, content, place):
-    path = in_json(tmp_path / "x.json", content)
-    with pytest.raises(InputError) as caught:
-        data.read_emorynlp(path)
-    assert str(path) in str(caught.value)
-    assert place in str(caught.value)
-
-
-def test_broken_json_names_the_file(tmp_path):
-    (tmp_path / "x.json").write_bytes(b'{"episodes": [')
-    with pytest.raises(InputError, match=r"x\.json: not readable as JSON"):
-        data.read_emorynlp(tmp_path / "x.json")
 
 
 def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
@@ -303,6 +242,70 @@ def test_iemocap_keeps_unlabelled_turns_and_hides_who_speaks(tmp_path):
 def test_a_fault_in_iemocap_is_named_by_its_place(tmp_path, content, place):
     with pytest.raises(InputError) as caught:
         data.read_iemocap(in_json(tmp_path / "x.json", content))
+    assert place in str(caught.value)
+
+
+FAULTS = {
+    data.read_meld: [
+        (HEADER.replace("Emotion,", "") + ROWS, "line 1: expected a column Emotion; received Sr No., Utterance, Speak"),
+        (HEADER + ROWS.replace("Joy", "hope"), "line 3, Emotion: expected one of neutral, joy, surprise, anger, sad"),
+        (HEADER + ROWS.replace("Joy", "hope"), "; received 'hope'"),
+        (HEADER + ROWS.replace(",0,2\n", ",zero,2\n"), "line 3, Dialogue_ID: expected a whole number; received 'zero'"),
+        (HEADER + ROWS.replace(",0,2\n", ",0,0\n"), "expected each turn once; received turn 0 of dialogue 0 twice"),
+        (HEADER + ROWS.replace(",0,2\n", "\n"), "line 3: expected 7 fields, as in line 1; received 5"),
+        (HEADER + ROWS.replace("Hi.", "Hi, there"), "line 3: expected 7 fields, as in line 1; received 8"),
+        ((HEADER + ROWS).encode().replace(b"Hi.", b"caf\xe9"), "line 3: expected UTF-8"),
+        (b"\xef\xbb\xbf" + (HEADER + ROWS).encode().replace(b"Ben", b"B\xe9n"), "line 3: expected UTF-8"),
+        (HEADER + ROWS.replace('"Hello, you"', '"Hello" you'), "line 2: not readable as CSV"),
+        (HEADER + ROWS.replace("Hello, you", "Hello,\nyou").replace("Joy", "hope"), "line 4, Emotion"),
+        (HEADER, "expected dialogues; received none"),
+        (HEADER + "\n", "expected dialogues; received none"),
+        (HEADER + ROWS.replace("Hi.", "H\0."), "line 3"),  # Python 3.10's reader already refuses it
+        (HEADER.replace("Emotion", "Emo\0tion") + ROWS, "line 1"),
+        ("", "line 1: expected a column Utterance; received none"),
+    ],
+    data.read_emorynlp: [
+        ([], "x.json: expected an object with episodes; received []"),
+        ({}, "x.json, episodes: expected a list; received None"),
+        ({"episodes": 3}, "x.json, episodes: expected a list; received 3"),
+        (scenes((1, [])), "x.json, episodes[0], scenes[0], scene_id: expected text without NUL bytes; received 1"),
+        (
+            scenes(("c", [utterance("u", "Hope", "A")])),
+            "episodes[0], scenes[0], utterances[0], emotion: expected one of neutral, joyful, scared, mad, peaceful, ",
+        ),
+        (
+            scenes(("c", [utterance("u", "Sad")]), ("c", [utterance("v", "Mad")])),
+            "expected each dialogue once; received dialogue c 2 times",
+        ),
+        ({"episodes": []}, "expected dialogues; received none"),
+        (scenes(("c", [])), "expected dialogues; received none"),
+        (b'{"episodes": [', "x.json: not readable as JSON"),
+    ],
+    data.read_iemocap: [
+        ([], "expected dialogues; received none"),
+        ([[]], "expected dialogues; received none"),
+        ([[{"text": "a\0b", "speaker": "b"}]], r"[0][0], text: expected text without NUL bytes; received 'a\x00b'"),
+        (
+            [[{"text": "a", "speaker": "b", "label": "dis"}]],
+            "[0][0], label: expected one of neu, fru, sad, ang, exc, hap (leave the label of any other emotion out); "
+            "received 'dis'",
+        ),
+        ([[{"text": "a"}]], "[0][0], speaker: expected text without NUL bytes; received None"),
+        ([[{"text": "a", "speaker": str(i)} for i in range(11)]], "[0]: expected at most 10 speakers; received 11"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "place"), [(read, *case) for read, cases in FAULTS.items() for case in cases]
+)
+def test_a_fault_is_named_by_file_and_place(tmp_path, read, content, place):
+    path = tmp_path / ("x.csv" if read is data.read_meld else "x.json")
+    content = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
     assert place in str(caught.value)
 
 

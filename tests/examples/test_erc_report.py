@@ -39,10 +39,6 @@ def test_scores_are_in_percent_with_the_deviation_of_a_sample():
     assert spread([0.5]) == "50.00"
 
 
-def test_colours_of_nine_classes_are_told_apart_by_shape_too():
-    assert len(set(report.COLORS)) == len(set(report.MARKERS)) == 9
-
-
 def test_an_arm_is_named_by_what_differs():
     settings = [
         Settings(contrastive_weight=None, curriculum="on"),
