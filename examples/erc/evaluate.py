@@ -93,7 +93,7 @@ class Heads:
             log_prior = np.log(self.counts / self.counts.sum())
         if head.startswith("linear"):
             weight, bias = (part.detach().double().cpu().numpy() for part in (self.linear.weight, self.linear.bias))
-            scores = features @ weight.T + bias
+            scores: Array = features @ weight.T + bias
             # Menon et al., ICLR 2021: without the prior, all classes count the same.
             return scores - np.where(self.counts > 0, log_prior, 0) if head == "linear_adjusted" else scores
 

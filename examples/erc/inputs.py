@@ -153,7 +153,7 @@ class Prompts:
 
 def lay_out(dialogues: Sequence[Dialogue], tokenizer: Any, settings: Settings) -> Windows | Prompts:
     """A split's dialogues as the encoder reads them."""
-    kind = {"dialogues": Windows, "prompts": Prompts}[settings.inputs]
+    kind = Windows if settings.inputs == "dialogues" else Prompts
     return kind(dialogues, tokenizer, context_turns=settings.context_turns, max_length=settings.max_length)
 
 
