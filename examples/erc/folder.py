@@ -72,12 +72,10 @@ class RunFolder:
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
         """Begins a run in the folder, or takes up the one that it holds. InputError where that is not allowed."""
-        self.check()
         if overwrite and not resume:
             self.clear()
         stored = self.stored_settings()
         if stored is None:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.settings, asdict(settings))
         elif not resume:
             raise InputError(

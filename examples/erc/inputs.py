@@ -107,30 +107,27 @@ class Prompts:
         (self.asks,) = tokenise(tokenizer, ["For utterance:"])
         self.said = [[[*next(said), end] for _ in dialogue.turns] for dialogue in dialogues]
         self.feels = [[[*next(feels), end] for _ in dialogue.turns] for dialogue in dialogues]
-        self.samples = [self._sample(d, turn, turn) for d, turn in self._labelled()]
+        labelled = [[i for i, turn in enumerate(dialogue.turns) if turn.label is not None] for dialogue in dialogues]
+        self.samples = [self._sample(d, turn, turn) for d, turns in enumerate(labelled) for turn in turns]
+        self.may_ask = []  # from a dialogue's fifth turn on: where, and the labelled turns before that are shown
+        for d, turns in enumerate(labelled):
+            for turn in (turn for turn in turns if turn > 3):
+                first = self._first_shown(d, turn)
+                if earlier := [i for i in turns if first <= i < turn]:
+                    self.may_ask.append((d, turn, earlier))
 
     def past_queries(self, generator: torch.Generator) -> list[Sample]:
         """Samples that ask about an earlier turn, for a random fifth of the turns from a dialogue's fifth turn on.
 
         Their number does not depend on the draw, so that every epoch has equally many samples.
         """
-        may_ask = [(d, turn, self._labelled_before(d, turn)) for d, turn in self._labelled() if turn > 3]
-        may_ask = [option for option in may_ask if option[2]]
-        chosen = torch.randperm(len(may_ask), generator=generator)[: round(PAST_QUERIES * len(may_ask))]
+        asking = round(PAST_QUERIES * len(self.may_ask))
+        chosen = torch.randperm(len(self.may_ask), generator=generator)[:asking]
         samples = []
         for index in chosen.sort().values.tolist():
-            d, turn, earlier = may_ask[index]
+            d, turn, earlier = self.may_ask[index]
             samples.append(self._sample(d, turn, earlier[int(torch.randint(len(earlier), (), generator=generator))]))
         return samples
-
-    def _labelled(self) -> Iterator[tuple[int, int]]:
-        for d, dialogue in enumerate(self.dialogues):
-            for position, turn in enumerate(dialogue.turns):
-                if turn.label is not None:
-                    yield d, position
-
-    def _labelled_before(self, d: int, turn: int) -> list[int]:
-        return [i for i in range(self._first_shown(d, turn), turn) if self.dialogues[d].turns[i].label is not None]
 
     def _first_shown(self, d: int, turn: int) -> int:
         """The oldest turn shown. At least one turn before stays, however little room there is; `_sample` may cut it."""

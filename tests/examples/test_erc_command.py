@@ -148,6 +148,7 @@ def test_preset_dataset_and_options_make_the_settings(nowhere, trained):
 
 def test_resuming_takes_settings_and_corpus_from_the_folder(nowhere, trained):
     stored = Settings(dataset="practice corpus", seed=9, epochs=7)
+    (nowhere / "run").mkdir()
     RunFolder(nowhere / "run").open(stored, resume=False, overwrite=False)
     command.main("MELD", None, ["--resume", "--output", str(nowhere / "run")])
     assert trained[0][0] == stored
