@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import safetensors.numpy
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from erc.command import Parser, exit_code
 from erc.data import Dialogue, read_dialogues
@@ -37,18 +37,12 @@ class Classifier:
         settings, result = folder.stored_settings(), folder.stored_result()
         if settings is None or result is None:
             raise InputError(f"{run} is not the folder of a finished run")
-        try:
-            weights, reference = load_file(folder.best), safetensors.numpy.load_file(folder.reference)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{run} lacks what a finished run of this version holds ({error}); train again") from error
-        self.settings, self.head = settings, head or settings.selects_by
+        self.folder, self.settings, self.head = folder, settings, head or settings.selects_by
         self.labels = list(result["test"][self.head]["per_class_f1"])
         self.tokenizer, backbone = load_encoder(settings)
         self.accelerator = Accelerator(mixed_precision=precision(settings))
         self.model = self.accelerator.prepare(EmotionModel(backbone, len(self.labels), settings))
-        self.model.load_state_dict(weights)
-        self.train = Encoded(reference["features"], reference["labels"])
-        self.heads = Heads(self.model.head, reference["class_counts"], settings.temperature)
+        self.model.load_state_dict(stored(folder.best))
 
     def label(self, dialogues: Sequence[Dialogue]) -> list[list[str]]:
         """The label of every turn."""
@@ -56,8 +50,18 @@ class Classifier:
         asked = [replace(one, turns=tuple(replace(turn, label=0) for turn in one.turns)) for one in dialogues]
         samples = lay_out(asked, self.tokenizer, self.settings).samples
         encoded = encode(self.model, samples, self.accelerator, self.settings.batch_size, "dialogues")
-        found = iter(self.heads.scores(self.head, self.train, encoded.features).argmax(1).tolist())
+        reference = {name: tensor.numpy() for name, tensor in stored(self.folder.reference).items()}
+        heads = Heads(self.model.head, reference["class_counts"], self.settings.temperature)
+        train = Encoded(reference["features"], reference["labels"])
+        found = iter(heads.scores(self.head, train, encoded.features).argmax(1).tolist())
         return [[self.labels[next(found)] for _ in dialogue.turns] for dialogue in dialogues]
+
+
+def stored(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no file of a finished run of this version ({error}); train again") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

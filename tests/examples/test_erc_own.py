@@ -121,4 +121,4 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(run, own, tmp_path, cap
     assert f"{dialogues}: not readable as JSON" in error(run)
     dialogues.write_bytes((own / "dev.json").read_bytes())
     (tmp_path / "run" / "reference.safetensors").write_bytes(b"broken off")
-    assert "lacks what a finished run of this version holds" in error(tmp_path / "run")
+    assert "reference.safetensors is no file of a finished run of this version" in error(tmp_path / "run")
