@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,24 +51,20 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error}") from error
-        if fcntl is None:
+        with ExitStack() as stack:
+            if fcntl is not None:
+                descriptor = os.open(self.path, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InputError(
+                        f"{self.path} is in use: another process trains there. Wait for its end, or name another "
+                        "folder with --output"
+                    ) from None
+                except OSError:
+                    pass  # a file system without locks
             yield
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(
-                f"{self.path} is in use: another process trains there. Wait for its end, or name another folder with "
-                "--output"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            yield
-        finally:
-            os.close(descriptor)
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
         """Begins a run in the folder, or takes up the one that it holds. InputError where that is not allowed."""

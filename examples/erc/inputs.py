@@ -181,13 +181,6 @@ class Batch:
     labels: Tensor  # (N,)
     by_turn: bool  # whether a token sees its own turn and those before it, else all
 
-    @property
-    def visible(self) -> Tensor:
-        """Which tokens are seen, by all tokens of an input (R, L) or by each of them (R, L, L). Padding never is."""
-        if self.by_turn:
-            return self.turns[:, None, :] <= self.turns[:, :, None]
-        return self.turns < AFTER_ALL
-
     def to(self, device: torch.device) -> "Batch":
         tensors = {name: value.to(device) for name, value in vars(self).items() if name != "by_turn"}
         return replace(self, **tensors)

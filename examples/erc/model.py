@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spcl_loss import METHODS
 
 from .files import InputError
-from .inputs import Batch
+from .inputs import AFTER_ALL, Batch
 from .settings import MINILM, Settings
 
 WEIGHT_DECAY = 0.01  # of matrices; biases, norms and prototypes have none
@@ -73,14 +73,15 @@ class EmotionModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Representations (N, D), means of hidden states, and the head's scores (N, C), both float32."""
-        hidden = self.backbone(input_ids=batch.input_ids, attention_mask=self._mask(batch.visible)).last_hidden_state
+        hidden = self.backbone(input_ids=batch.input_ids, attention_mask=self._mask(batch)).last_hidden_state
         features = nn.functional.embedding_bag(batch.tokens, hidden.flatten(0, 1).float(), batch.offsets, mode="mean")
         return features, self.head(features if self.head_trains_encoder else features.detach()).float()
 
-    def _mask(self, visible: Tensor) -> Tensor:
+    def _mask(self, batch: Batch) -> Tensor:
         """The attention mask. Where it differs from token to token, it has a form that transformers leaves as it is."""
-        if visible.ndim == 2:
-            return visible.long()
+        if not batch.by_turn:
+            return (batch.turns < AFTER_ALL).long()
+        visible = batch.turns[:, None, :] <= batch.turns[:, :, None]  # (R, L, L); padding's turn is the last
         if self.backbone.config._attn_implementation == "sdpa":
             return visible[:, None]
         hidden = torch.finfo(torch.float32).min

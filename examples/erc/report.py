@@ -90,8 +90,8 @@ class Arm:
 
 def collect(roots: Iterable[Path]) -> list[Run]:
     """All finished runs in the folders or below them."""
-    paths = sorted({path.parent.resolve() for root in roots for path in root.rglob("result.json")})
-    stored = [(folder, folder.stored_settings(), folder.stored_result()) for folder in map(RunFolder, paths)]
+    folders = map(RunFolder, sorted({path.parent.resolve() for root in roots for path in root.rglob("result.json")}))
+    stored = ((folder, folder.stored_settings(), folder.stored_result()) for folder in folders)
     return [Run(f, settings, result, f.history()) for f, settings, result in stored if settings and result]
 
 

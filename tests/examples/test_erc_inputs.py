@@ -12,7 +12,7 @@ import erc_tiny
 from erc.batches import Epochs, length_buckets, longest_first
 from erc.data import Dialogue, Turn
 from erc.files import InputError
-from erc.inputs import Input, Prompts, Sample, Windows, collate
+from erc.inputs import AFTER_ALL, Input, Prompts, Sample, Windows, collate
 from erc.model import EmotionModel, load_encoder
 from erc_tiny import TALK
 
@@ -206,11 +206,12 @@ def test_a_batch_is_as_wide_as_its_longest_member(tokenizer):
     batch = collate(samples)
     lengths = [len(sample.input.ids) for sample in samples]
     assert batch.input_ids.shape == (3, max(lengths))
-    assert batch.visible.sum(1).tolist() == lengths
+    padding = batch.turns == AFTER_ALL
+    assert (~padding).sum(1).tolist() == lengths
     assert batch.labels.tolist() == [0, 2, 1]
     assert batch.input_ids.flatten()[batch.tokens].tolist() == [tokenizer.mask_token_id] * 3
     assert batch.offsets.tolist() == [0, 1, 2]
-    assert (batch.input_ids[~batch.visible] == 0).all()
+    assert (batch.input_ids[padding] == 0).all()
 
 
 LENGTHS = random.Random(0).choices(range(5, 91), k=1003)
