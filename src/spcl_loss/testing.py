@@ -126,8 +126,8 @@ def _rank(
     timeout: float,
 ) -> None:
     torch.set_num_threads(1)
-    # A script that sets a default device sets it in its spawned processes too. Not `with torch.device("cpu")`: while
-    # such a mode is active, gloo of torch 2.6 can wait for itself for ever when the process group ends.
+    # A script that sets a default device sets it in its spawned processes too. Not `with torch.device("cpu")`: gloo of
+    # torch 2.6 waits for itself for ever if the group ends while its thread frees such a mode, or a reduced tensor.
     torch.set_default_device(None)
 
     def run(name: str, rank: int, world_size: int, steps: list[list[int]]) -> None:
@@ -171,7 +171,7 @@ def _train(
     for name, parameter in trained.items():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         dist.all_reduce(gradient)
-        gradients[name] = gradient / dist.get_world_size()
+        gradients[name] = gradient.div_(dist.get_world_size())  # in place: the caller holds what gloo has reduced
     return {"losses": torch.stack(losses), "gradients": gradients, "buffers": buffers}
 
 
