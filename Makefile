@@ -50,7 +50,7 @@ fuzz: $(VENV)/kernels.installed $(VENV)/test.installed
 
 faults: $(VENV)/erc.installed $(VENV)/test.installed
 	$(BIN)/python tests/faults.py --cases 2000
-	OMP_NUM_THREADS=1 $(BIN)/python tests/accidents.py --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python tests/accidents.py --kills 200 --mount
 
 soak: $(VENV)/test.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak.py --steps 100000

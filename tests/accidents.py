@@ -15,7 +15,9 @@ import itertools
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -118,10 +120,12 @@ class Processes:
 
     count = itertools.count()
 
-    def __init__(self, target: Callable, ranks: int, folder: Path, timeout: float = PATIENCE) -> None:
+    def __init__(
+        self, target: Callable, ranks: int, folder: Path, timeout: float = PATIENCE, log: Path | None = None
+    ) -> None:
         folder.mkdir(exist_ok=True, parents=True)
         store = folder.parent / f"store-{next(self.count)}"
-        self.log = folder.parent / "log"
+        self.log = log or folder.parent / "log"
         self.log.write_bytes(b"")
         self.began = time.monotonic()
         self.running = {self._fork(target, rank, ranks, folder, store, timeout): rank for rank in range(ranks)}
@@ -243,27 +247,44 @@ def killed(ranks: int, place: Path, kills: int, target: Callable = train) -> tup
     return done, survived, f"kills, in {runs} trainings that ended with the same bits"
 
 
-def full_disk(place: Path, tries: int) -> tuple[int, int, str]:
-    """From a random step on no file may grow beyond half a checkpoint; later there is room again."""
+def full_disk(place: Path, tries: int, may_mount: bool) -> tuple[int, int, str]:
+    """From a random step on the disk has room for half a checkpoint only; later there is room again.
+
+    The disk is a tmpfs, if one may be mounted, else a limit of file sizes takes its place.
+    """
     complete(train, 1, place / "whole")
     whole, draw, survived = finals(place / "whole"), random.Random(0), 0
     size = (place / "whole" / "checkpoint.pt").stat().st_size
-    for number in range(tries):
-        folder = place / f"run-{number}"
-        full_from = draw.randint(1, 30)
+    disk, ballast = place / "disk", place / "disk" / "ballast"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={10 * size}", "none", str(disk)]
+    mounted = may_mount and subprocess.run(mount, capture_output=True).returncode == 0
+    try:
+        for number in range(tries):
+            folder, full_from = disk / f"run-{number}", draw.randint(1, 30)
 
-        def fill(step: int, full_from: int = full_from) -> None:
-            if step == full_from:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+            def fill(step: int, full_from: int = full_from) -> None:
+                if step != full_from:
+                    return
+                if mounted:
+                    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - size // 2))
+                else:
+                    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-        processes = Processes(partial(train, after_step=fill), 1, folder)
-        processes.wait()
-        refused = "File too large" in processes.failed() or "failed writing" in processes.failed()
-        kept = torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == full_from
-        complete(train, 1, folder)
-        survived += refused and kept and same(finals(folder), whole)
-    return tries, survived, "trainings ended with an error, kept the last checkpoint and were continued"
+            processes = Processes(partial(train, after_step=fill), 1, folder, log=place / "log")
+            processes.wait()
+            refused = processes.failed()
+            kept = torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == full_from
+            ballast.unlink(missing_ok=True)
+            complete(train, 1, folder)
+            survived += bool(refused) and kept and same(finals(folder), whole)
+            shutil.rmtree(folder)
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+    how = "a tmpfs" if mounted else "a limit of file sizes"
+    return tries, survived, f"trainings on {how} ended with an error, kept the last checkpoint and were continued"
 
 
 def lost_rank(how: str, place: Path, tries: int, timeout: float) -> tuple[int, int, str]:
@@ -331,7 +352,7 @@ def killed_erc(place: Path, kills: int) -> tuple[int, int, str]:
 ACCIDENTS: dict[str, Callable[[Path, argparse.Namespace], tuple[int, int, str]]] = {
     "killed, one process": lambda place, args: killed(1, place, args.kills),
     "killed, two processes": lambda place, args: killed(2, place, args.kills),
-    "full disk": lambda place, args: full_disk(place, args.tries),
+    "full disk": lambda place, args: full_disk(place, args.tries, args.mount),
     "a rank dies": lambda place, args: lost_rank("dies", place, args.tries, args.timeout),
     "a rank hangs": lambda place, args: lost_rank("hangs", place, args.tries, args.timeout),
     "clock jumps": lambda place, args: jumping_clock(place),
@@ -344,6 +365,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="in one process, and as many in two")
     parser.add_argument("--erc-kills", type=int, default=20, help="of the ERC example; 0 leaves it out")
     parser.add_argument("--tries", type=int, default=3, choices=(1, 2, 3), help="of the other accidents")
+    parser.add_argument("--mount", action="store_true", help="fill a tmpfs, which only root may mount")
     parser.add_argument("--timeout", type=float, default=10, help="seconds after which ranks give one another up")
     parser.add_argument("--only", default="", help="the accidents with this in their name")
     args = parser.parse_args()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -129,8 +130,12 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())  # else a power cut could leave the name without the content
         unfinished.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how writers report a full disk
+        free = shutil.disk_usage(path.parent).free / 2**20
         unfinished.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error}. Mend that, and continue with --resume") from error
+        raise InputError(
+            f"{path} cannot be written: {error}; {free:.1f} MiB were free. Make room if that is too little, and "
+            "continue with --resume"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

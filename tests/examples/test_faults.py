@@ -81,7 +81,9 @@ def test_a_full_disk_keeps_the_file_and_says_what_to_do(failure, tmp_path):
         partial.write_text("ne", encoding="utf-8")
         raise failure
 
-    with pytest.raises(faults.InputError, match=r"checkpoint cannot be written: .*(space|failed).*\. Mend that"):
+    with pytest.raises(
+        faults.InputError, match=r"checkpoint cannot be written: .*(space|failed).*MiB were free\. Make room"
+    ):
         atomically(tmp_path / "checkpoint", write)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     assert (tmp_path / "checkpoint").read_text(encoding="utf-8") == "old"
