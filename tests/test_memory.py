@@ -303,6 +303,7 @@ class TestLifeCycle:
         memory = PrototypeMemory(3, 2)
         sizes = (memory.queue_size, memory.support_size, int(memory.seed), int(memory.draws), memory.ignore_index)
         assert sizes == (256, 64, 0, 0, -100)
+        assert "num_classes=3, embedding_dim=2, queue_size=256, support_size=64" in repr(memory)
 
 
 STATE = {"queue", "cursors", "fallback", "has_fallback", "seed", "draws"}

@@ -419,6 +419,7 @@ class TestState:
 BAD_CONSTRUCTION = {
     "memory of another width": (ValueError, "6", "5", {"memory": PrototypeMemory(C, 5)}),
     "memory of other classes": (ValueError, "4", "9", {"memory": PrototypeMemory(9, D)}),
+    "memory with another ignore_index": (ValueError, "=-100", "7", {"memory": PrototypeMemory(C, D, ignore_index=7)}),
     "memory of another type": (TypeError, "PrototypeMemory", "int", {"memory": 3}),
     "temperature": (ValueError, "above 0", "-1", {"temperature": -1.0}),
     "similarity": (ValueError, "cosine", "dot", {"similarity": "dot"}),
