@@ -34,8 +34,8 @@ class Epochs:
 
     def prepare(self, epoch: int) -> None:
         """Makes the epoch's samples: every turn's own query, then queries about past turns, drawn for the epoch."""
-        self.epoch = epoch
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+        self.seed = self.settings.seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(self.seed)
         self.samples = self.own + self.inputs.past_queries(generator)
 
     @property
@@ -43,8 +43,7 @@ class Epochs:
         """The places in `samples` of what the epoch trains on, in the order in which they are drawn."""
         if self.sampler is not None:
             return self.sampler.indices
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
-        drawn = torch.randperm(len(self.samples), generator=generator)
+        drawn = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed))
         return drawn if self.settings.curriculum == "all" else drawn[: max(1, len(drawn) // 2)]
 
     def needs_pass(self, epoch: int) -> bool:
@@ -75,8 +74,7 @@ class Epochs:
             count, size = max(1, len(drawn) // settings.batch_size), settings.batch_size
             batches = [drawn[i * size : (i + 1) * size] for i in range(count)]
         else:
-            seed = (settings.seed * 1_000_003 + self.epoch) * 4099
-            batches = length_buckets(self.samples, drawn, settings.batch_size, seed)
+            batches = length_buckets(self.samples, drawn, settings.batch_size, seed=4099 * self.seed)
         share = len(batches) // self.processes
         own = batches[self.process : share * self.processes : self.processes]
         return own or [batches[self.process % len(batches)]]

@@ -78,12 +78,11 @@ def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
         if settings.limit is not None:
             print(f"only the first {settings.limit} dialogues of each split: a trial, whose scores say nothing")
 
-    from .report import summary  # imported late: torch takes seconds, and the errors above do not need it
-    from .train import train
+    from .train import train  # imported late: torch takes seconds, and the errors above do not need it
 
     train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
     if main_process:
-        print(f"\n{summary(output)}\n\nresults in {output}", flush=True)
+        print(f"\n{folder.report.read_text(encoding='utf-8')}\nresults in {output}", flush=True)
         if corpus.name in EXPECTED and settings == Settings(corpus.name, seed=settings.seed):
             print(f"With these settings we measured a dev weighted-F1 of about {EXPECTED[corpus.name]}.", flush=True)
 

@@ -169,8 +169,8 @@ def own_corpus(folder: Path | None) -> Corpus:
     if missing := [file for file in OWN_FILES if not (folder / file).is_file()]:
         raise InputError(f"{folder} has no {', '.join(missing)}; it must hold {', '.join(OWN_FILES)}")
     dialogues = read_json(folder / OWN_FILES[0], [[{"label": optional(text)}]])
-    found = {turn["label"] for turns in dialogues for turn in turns} - {None}
-    labels = tuple(sorted({label.strip().lower() for label in found}))
+    found = (turn["label"] for turns in dialogues for turn in turns)
+    labels = tuple(sorted({label.strip().lower() for label in found if label is not None}))
     if len(labels) < 2:
         raise InputError(f"{folder / OWN_FILES[0]} must have turns of at least two classes; it has {len(labels)}")
     remedy = " (the training file decides which classes there are)"

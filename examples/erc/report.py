@@ -261,12 +261,6 @@ def write_predictions(path: Path, labels: Sequence[str], splits: dict[str, list[
                 writer.writerow([split, sample.dialogue, sample.turn, *emotions])
 
 
-def summary(folder: str | Path) -> str:
-    """The scores of the run that a folder holds, in a few lines."""
-    ((arm,),) = by_dataset(collect([Path(folder)])).values()
-    return tables([arm])
-
-
 def environment() -> dict[str, Any]:
     """Versions, machine and, in a checkout, the commit, with a plus where files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]

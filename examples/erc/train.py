@@ -149,7 +149,6 @@ class Training:
         progress, settings = self.progress, self.settings
         weight = 1.0 if settings.contrastive_weight is None else settings.contrastive_weight
         batches = self.data.batches()
-        left = batches[progress.batch :]  # all of them, unless the epoch was interrupted
         sums = torch.tensor(progress.losses, device=self.accelerator.device)
         self.model.train()
         self.criterion.train()
@@ -157,7 +156,7 @@ class Training:
             total=len(batches), initial=progress.batch, desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
             unit="batch", shown=self.accelerator.is_main_process,
         ) as bar:  # fmt: skip
-            for members in left:
+            for members in batches[progress.batch :]:  # all of them, unless the epoch was interrupted
                 batch = collate([self.data.samples[i] for i in members]).to(self.accelerator.device)
                 features, scores = self.model(batch)
                 contrastive = self.contrastive_loss(features, batch.labels)

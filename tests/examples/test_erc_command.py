@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import erc_tiny
-from erc import command, report, train
+from erc import command, train
 from erc.data import SOURCES
 from erc.folder import RunFolder
 from erc.settings import Settings
@@ -110,12 +110,15 @@ def test_the_table_counts_what_is_used(nowhere, capsys, trained):
 
 def test_the_last_line_says_what_to_expect_of_the_defaults(nowhere, capsys, monkeypatch):
     monkeypatch.setattr(train, "train", lambda *_, **options: None)
-    monkeypatch.setattr(report, "summary", lambda output: "scores")
+    (nowhere / "run").mkdir()
+    (nowhere / "run" / "report.md").write_text("the page", encoding="utf-8")
     monkeypatch.setitem(command.EXPECTED, "practice corpus", 12)
     options = ["--practice", "--preset", "cpu", "--output", str(nowhere / "run")]
     for more, last in (([], "about 12."), (["--seed", "4"], "about 12."), (["--epochs", "9"], str(nowhere / "run"))):
         command.main("MELD", None, [*options, *more])
-        assert capsys.readouterr().out.rstrip().endswith(last)
+        shown = capsys.readouterr().out.rstrip()
+        assert "\nthe page\n" in shown
+        assert shown.endswith(last)
 
 
 def test_help_is_in_groups(capsys):
