@@ -16,11 +16,6 @@ from safetensors import SafetensorError
 from .files import InputError
 from .settings import NAMES, Settings, read_settings
 
-try:
-    import fcntl
-except ImportError:  # on Windows, where a folder cannot be locked
-    fcntl = None
-
 FORMAT = "spcl-erc 3"  # of checkpoints
 FIGURES = ("curves.png", "confusion.png")  # of the report of a single run
 
@@ -53,18 +48,19 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error}") from error
         with ExitStack() as stack:
-            if fcntl is not None:
+            try:
+                import fcntl
+
                 descriptor = os.open(self.path, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InputError(
-                        f"{self.path} is in use: another process trains there. Wait for its end, or name another "
-                        "folder with --output"
-                    ) from None
-                except OSError:
-                    pass  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path} is in use: another process trains there. Wait for its end, or name another folder "
+                    "with --output"
+                ) from None
+            except (ImportError, OSError):
+                pass  # on Windows and some network file systems, which cannot lock a folder
             yield
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
