@@ -12,6 +12,7 @@ import argparse
 import ast
 import copy
 import inspect
+import itertools
 import json
 import os
 import pickle
@@ -275,8 +276,9 @@ class Loop:
             else:
                 tests = [n for n in usable if hits[n].get(change.module, set()).intersection(change.lines)]
                 tests.sort(key=seconds.__getitem__)
-                limit = 10 + 5 * sum(seconds[n] for n in tests)
-                by = in_a_fork(lambda c=change, t=tests: self.noticed_by(c, t), limit)
+                sums = itertools.accumulate(seconds[n] for n in tests)
+                tests = [n for n, so_far in zip(tests, sums, strict=True) if so_far <= args.budget]
+                by = in_a_fork(lambda c=change, t=tests: self.noticed_by(c, [(n, seconds[n]) for n in t]))
                 outcome = "noticed" if by else "not noticed"
             outcomes[outcome].append(change)
             if outcome == "not noticed" or args.only:
@@ -341,24 +343,26 @@ class Loop:
                 own[module] |= lines
         return seconds, [dict(own) for own in hits], unusable
 
-    def noticed_by(self, change: Change, tests: list[int]) -> str:
-        """The name of the first test that fails."""
+    def noticed_by(self, change: Change, tests: list[tuple[int, float]]) -> str:
+        """The name of the first test that fails. A test that takes far longer than its seconds ends the process."""
         try:
             run_instead(change.module, change.code(self.trees[change.module], SOURCE / change.module))
         except Exception as error:
             return f"when it was imported: {type(error).__name__}"
         self.failed = False
-        for at, number in enumerate(tests):
+        for at, (number, seconds) in enumerate(tests):
             item = self.items[number]
-            following = self.items[tests[at + 1]] if at + 1 < len(tests) else None
+            following = self.items[tests[at + 1][0]] if at + 1 < len(tests) else None
+            limit = int(time.process_time() + 3 + 10 * seconds)
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
                 return item.nodeid
         return ""
 
 
-def in_a_fork(function, seconds: float | None = None):
-    """What the function returns in a fork of this process. A fork that crashes or uses up its seconds says so."""
+def in_a_fork(function):
+    """What the function returns in a fork of this process. Of a fork that does not come to its end, how it ended."""
     with tempfile.TemporaryFile() as file:
         child = os.fork()
         if child == 0:
@@ -367,10 +371,7 @@ def in_a_fork(function, seconds: float | None = None):
                 silence = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(silence, 1)
                 os.dup2(silence, 2)
-                if seconds is not None:
-                    limit = int(time.process_time() + seconds) + 1
-                    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-                    signal.alarm(60 * limit)
+                signal.alarm(3600)  # for one that waits for ever
                 pickle.dump(function(), file)
                 file.flush()
                 code = 0
@@ -390,6 +391,7 @@ def main() -> int:
     parser.add_argument("--modules", nargs="+", default=list(FILES), choices=list(FILES))
     parser.add_argument("--only", metavar="MODULE:LINE", help="the changes of this line")
     parser.add_argument("--slowest", type=float, default=1.0, help="leaves out tests that take more seconds")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests for a change, the quickest first")
     parser.add_argument("--at-least", type=float, default=0.9, help="the share of noticed changes to succeed with")
     args = parser.parse_args()
     if args.only:
