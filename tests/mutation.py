@@ -1,6 +1,6 @@
 """Changes the library one place at a time, and counts the changes that its tests notice.
 
-    python tests/mutation.py --sample 300                     # what `make mutation` runs
+    python tests/mutation.py --share 0.25                     # what `make mutation` runs
     python tests/mutation.py --only loss.py:187               # the changes of one line, with the tests that notice
 
 PyTorch and the tests are imported once. Every change then runs in a fork of that process, where it replaces the code
@@ -307,9 +307,11 @@ class Loop:
         if self.args.only:
             module, line = self.args.only.split(":")
             return [c for c in every if c.module == module and int(line) in c.lines]
-        if self.args.sample is None or self.args.sample >= len(every):
-            return every
-        return random.Random(self.args.seed).sample(every, self.args.sample)
+        chosen = []
+        for module in self.args.modules:  # each by itself, so that a run over some modules is a part of that over all
+            own = [change for change in every if change.module == module]
+            chosen += random.Random(f"{self.args.seed} {module}").sample(own, round(self.args.share * len(own)))
+        return chosen
 
     def baseline(self):
         """Seconds and reached lines of every test, and the tests that fail although nothing was changed."""
@@ -386,7 +388,7 @@ def in_a_fork(function):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Changes the library, and counts the changes that its tests notice.")
-    parser.add_argument("--sample", type=int, help="so many changes, drawn at random; all without it")
+    parser.add_argument("--share", type=float, default=1.0, help="of the changes of a module, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="+", default=list(FILES), choices=list(FILES))
     parser.add_argument("--only", metavar="MODULE:LINE", help="the changes of this line")
