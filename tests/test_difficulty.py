@@ -212,6 +212,17 @@ class TestBlocks:
         blocks = [*in_blocks(embeddings, labels, 3), (torch.zeros(0).long(), torch.zeros(0, 3), torch.zeros(0).long())]
         torch.testing.assert_close(prototype_difficulty_blocks(blocks, 8), prototype_difficulty(embeddings, labels))
 
+    def test_a_class_that_only_the_second_pass_has_is_without_a_centre(self):
+        class Grows:
+            last = 5
+
+            def __iter__(self):
+                self.last += 1
+                return iter(in_blocks(embeddings, torch.tensor([0, 0, 2, self.last]), 4))
+
+        embeddings = torch.randn(4, 3)
+        assert prototype_difficulty_blocks(Grows(), 4).isnan().tolist() == [False, False, False, True]
+
 
 class _Once:
     """Starts anew in looks only."""

@@ -49,12 +49,18 @@ class TestSchedules:
 
     @pytest.mark.parametrize(
         ("schedule", "tilts"),
-        [((0, 0.5), [0, 0.25, 0.5]), ((1.0, 0.0), [1, 0.5, 0]), ((0.5, 0.5), [0.5] * 3), ("linear", [0, 1 / 3, 2 / 3])],
+        [
+            ((0, 1), [0, 1]),
+            ((0, 0.5), [0, 0.25, 0.5]),
+            ((1.0, 0.0), [1, 0.5, 0]),
+            ((0.5, 0.5), [0.5] * 3),
+            ("linear", [0, 1 / 3, 2 / 3]),
+        ],
     )
     def test_lines(self, schedule, tilts):
         for epoch, tilt in enumerate(tilts):
             expected = [(1 - tilt) * (9 - rank) / 9 + tilt * rank / 9 for rank in range(10)]
-            assert keep(schedule, epoch, 3, 10) == pytest.approx(expected, abs=1e-8)
+            assert keep(schedule, epoch, len(tilts), 10) == pytest.approx(expected, abs=1e-8)
 
     @pytest.mark.parametrize(
         ("schedule", "pools"),
@@ -69,6 +75,12 @@ class TestSchedules:
         quarter = torch.full((101,), 0.25, dtype=torch.float64)
         assert len(draws(always(quarter), seeds(1))[0]) == 25
         assert torch.equal(quarter, torch.full((101,), 0.25, dtype=torch.float64))
+
+    def test_what_rounding_loses_is_made_up_by_samples_that_are_not_certain(self):
+        thirds = torch.tensor([1.0] * 50 + [1 / 3] * 3, dtype=torch.float64)
+        parts, parts_per_sample = keep_parts(always(thirds), "fixed", 0, 4, 53)
+        assert parts[:50].tolist() == [parts_per_sample] * 50
+        assert parts.sum(dtype=np.int64) == 51 * parts_per_sample
 
     @pytest.mark.parametrize("n", [3, 7, 1000])
     def test_probabilities_that_add_up_to_one_sample(self, n):
