@@ -103,14 +103,13 @@ def check_integers(name: str, tensor: Tensor) -> None:
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
-    matches = tensor.dim() == len(shape) and all(
-        isinstance(size, str) or tensor.shape[axis] == size for axis, size in enumerate(shape)
-    )
-    if not matches:
-        expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-        received = tuple(tensor.shape)
+    received = tuple(tensor.shape)
+    if len(received) != len(shape) or any(
+        not isinstance(expected, str) and size != expected for size, expected in zip(received, shape, strict=True)
+    ):
+        wanted = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
         raise ValueError(
-            f"{name} must have shape {expected}; received {received}. {_shape_remedy(name, received, len(shape))}"
+            f"{name} must have shape {wanted}; received {received}. {_shape_remedy(name, received, len(shape))}"
         )
 
 
@@ -153,27 +152,29 @@ def check_device(name: str, tensor: Tensor, reference: str, device: torch.device
         )
 
 
-def check_labels(
+def checked_labels(
     labels: Tensor,
     rows: int,
     device: torch.device,
     num_classes: int | None,
     ignore_index: int,
     name: str = "labels",
-) -> None:
-    """Integer labels, one a row, each a class of [0, num_classes) or `ignore_index`."""
+) -> Tensor:
+    """Integer labels, one a row, each a class of [0, num_classes) or `ignore_index`. Returns int64, -1 if ignored."""
     if isinstance(labels, Tensor):  # the shape first: one-hot labels are often floating
         check_shape(name, labels, (rows,))
     check_integers(name, labels)
     check_device(name, labels, "embeddings", device)
-    if rows == 0 or _has_no_values(labels):
-        return
-    upper = "" if num_classes is None else f" below {num_classes}"
-    message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
-    if device.type == "cpu":
-        _check_label_values(labels, num_classes, ignore_index, message)
-    else:
-        torch._assert_async(_valid_labels(labels.long(), num_classes, ignore_index).all(), message)
+    labels = labels.long()  # before the comparison, since -100 as a uint8 is the class 156
+    ignored = labels == ignore_index
+    if rows and not _has_no_values(labels):
+        upper = "" if num_classes is None else f" below {num_classes}"
+        message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
+        if device.type == "cpu":
+            _check_label_values(labels, ignored, num_classes, message)
+        else:
+            torch._assert_async(_valid_labels(labels, ignored, num_classes).all(), message)
+    return labels.masked_fill(ignored, -1)
 
 
 def check_indices(indices: Tensor, rows: int, size: int) -> None:
@@ -195,19 +196,19 @@ def _has_no_values(tensor: Tensor) -> bool:
     return bool(torch.compiler.is_compiling() or tensor.is_meta or torch._C._functorch.maybe_current_level())
 
 
-def _check_label_values(labels: Tensor, num_classes: int | None, ignore_index: int, message: str) -> None:
-    smallest, largest = (int(bound) for bound in labels.long().aminmax())
+def _check_label_values(labels: Tensor, ignored: Tensor, num_classes: int | None, message: str) -> None:
+    smallest, largest = (int(bound) for bound in labels.aminmax())
     if smallest >= 0 and (num_classes is None or largest < num_classes):
         return
-    wrong = labels[~_valid_labels(labels.long(), num_classes, ignore_index)]
+    wrong = labels[~_valid_labels(labels, ignored, num_classes)]
     if wrong.numel():
         raise ValueError(
             f"{message}; received {int(wrong[0])}. Number the classes from 0 on, or check the number of classes"
         )
 
 
-def _valid_labels(labels: Tensor, num_classes: int | None, ignore_index: int) -> Tensor:
+def _valid_labels(labels: Tensor, ignored: Tensor, num_classes: int | None) -> Tensor:
     in_range = labels >= 0
     if num_classes is not None:
         in_range &= labels < num_classes
-    return in_range | (labels == ignore_index)
+    return in_range | ignored

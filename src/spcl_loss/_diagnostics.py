@@ -16,7 +16,7 @@ from spcl_loss.methods import Options
 def diagnose(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
     """See `SupervisedPrototypicalContrastiveLoss.diagnostics`; the batch has been checked and gathered."""
     with full_precision(batch.embeddings.device.type):
-        return {**_of_losses(batch, options, memory), **_of_rows(batch, options, memory), **_of_queues(memory)}
+        return {**_of_losses(batch, options, memory), **_of_rows(batch, memory), **_of_queues(memory)}
 
 
 def _of_losses(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
@@ -33,11 +33,9 @@ def _of_losses(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[
     }
 
 
-def _of_rows(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
-    labels = batch.labels.long()
-    ignored = labels == options.ignore_index
+def _of_rows(batch: Batch, memory: PrototypeMemory) -> dict[str, Tensor]:
+    labels, ignored = batch.labels, batch.labels < 0
     rows, _ = normalised(batch.embeddings.to(computed_dtype(batch.embeddings)), ignored)
-    labels = labels.masked_fill(ignored, -1)
     sums, sizes = _by_class(rows, labels, memory), _by_class((~ignored).to(rows.dtype), labels, memory)
     # The sum of the cosines of all pairs is the squared length of the sum of the rows; a row and itself is no pair.
     within, pairs_within = sums.square().sum() - rows.square().sum(), (sizes * (sizes - 1)).sum()

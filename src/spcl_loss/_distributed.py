@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     """
 
     embeddings: Tensor  # (N, D)
-    labels: Tensor  # (N,)
+    labels: Tensor  # (N,) once checked int64, -1 for rows that are ignored; `candidate_labels` likewise
     prototypes: Tensor | None  # (C, D)
     prototype_mask: Tensor | None  # (C,)
     candidates: Tensor | None  # (M, D)
@@ -69,7 +69,7 @@ def gather_batch(own: Batch, group: dist.ProcessGroup | None, settings: Mapping[
     sample_weight = own.sample_weight
     return Batch(
         embeddings=_with_own_gradient(ranks, own.embeddings),
-        labels=ranks.gather(own.labels.long()),
+        labels=ranks.gather(own.labels),
         prototypes=own.prototypes,
         prototype_mask=own.prototype_mask,
         candidates=own.candidates,

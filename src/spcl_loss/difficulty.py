@@ -12,14 +12,14 @@ from spcl_loss._checks import (
     check_floating,
     check_indices,
     check_int,
-    check_labels,
     check_mask,
     check_size,
+    checked_labels,
 )
 from spcl_loss._numerics import computed_dtype, full_precision, unit_rows
 
 _BLOCK_ELEMENTS = 1 << 20  # entries per block of rows: a few MiB, so that a block stays in cache
-_NO_CLASS = -1  # the label of ignored rows in here
+_NO_CLASS = -1  # the label of ignored rows, once checked
 
 Block = tuple[Tensor, Tensor, Tensor]
 
@@ -82,8 +82,8 @@ def prototype_difficulty(
         check_floating("centers", centers, ("C", width))
         check_device("centers", centers, "embeddings", embeddings.device)
     _check_options(centers, center_mask, ignore_index, leave_one_out)
-    check_labels(labels, rows, embeddings.device, None if centers is None else centers.shape[0], ignore_index)
-    labels = _known_labels(labels, ignore_index)
+    num_classes = None if centers is None else centers.shape[0]
+    labels = checked_labels(labels, rows, embeddings.device, num_classes, ignore_index)
     if centers is not None:
         return _difficulty(embeddings, labels, centers, center_mask)
     means = _ClassMeans(embeddings)
@@ -144,11 +144,11 @@ def prototype_difficulty_blocks(
     # The result is float32 on the CPU, whatever torch's default dtype and device are.
     difficulty = torch.full((num_samples,), torch.nan, dtype=torch.float32, device="cpu")
     rows = 0
-    for indices, embeddings, labels in _checked(blocks, num_samples, ignore_index):
+    for indices, embeddings, labels in _checked(blocks, num_samples, ignore_index, centers):
         if means is not None:
-            scores = means.difficulty(embeddings, _known_labels(labels, ignore_index), leave_one_out).cpu()
+            scores = means.difficulty(embeddings, labels, leave_one_out).cpu()
         else:
-            scores = prototype_difficulty(embeddings, labels, centers, center_mask, ignore_index=ignore_index).cpu()
+            scores = prototype_difficulty(embeddings, labels, centers, center_mask, ignore_index=_NO_CLASS).cpu()
         difficulty = difficulty.to(torch.promote_types(difficulty.dtype, scores.dtype))
         difficulty[indices.long().cpu()] = scores
         rows += embeddings.shape[0]
@@ -171,20 +171,23 @@ def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: in
     means, rows = None, 0
     for _, embeddings, labels in _checked(blocks, num_samples, ignore_index):
         means = means or _ClassMeans(embeddings)
-        means.add(embeddings, _known_labels(labels, ignore_index))
+        means.add(embeddings, labels)
         rows += embeddings.shape[0]
     if means is None:
         raise ValueError("blocks must hold at least one block; received none. Pass the data, or centers")
     return means, rows
 
 
-def _checked(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> Iterator[Block]:
+def _checked(
+    blocks: Iterable[Block], num_samples: int, ignore_index: int, centers: Tensor | None = None
+) -> Iterator[Block]:
     width: int | str = "D"
+    num_classes = None if centers is None else centers.shape[0]
     for indices, embeddings, labels in blocks:
         check_floating("embeddings", embeddings, ("N", width))
         width = embeddings.shape[1]
         check_size("the width of embeddings", width)
-        check_labels(labels, embeddings.shape[0], embeddings.device, None, ignore_index)
+        labels = checked_labels(labels, embeddings.shape[0], embeddings.device, num_classes, ignore_index)
         check_indices(indices, embeddings.shape[0], num_samples)
         yield indices, embeddings, labels
 
@@ -200,11 +203,6 @@ def _check_options(centers: Tensor | None, mask: Tensor | None, ignore_index: in
     if mask is not None:
         check_mask("center_mask", mask, centers.shape[0])
         check_device("center_mask", mask, "centers", centers.device)
-
-
-def _known_labels(labels: Tensor, ignore_index: int) -> Tensor:
-    labels = labels.long()  # before the comparison, since -100 as a uint8 is the class 156
-    return labels.masked_fill(labels == ignore_index, _NO_CLASS)
 
 
 class _ClassMeans:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_device, check_embeddings, check_floating, check_labels, check_mask, check_size
+from spcl_loss._checks import check_device, check_embeddings, check_floating, check_mask, check_size, checked_labels
 from spcl_loss._distributed import Batch, gather_batch, refusing_together, world_size
 from spcl_loss._numerics import computed_dtype, full_precision, product_dtype
 from spcl_loss._similarity import Comparison, Statistics, compare
@@ -121,7 +121,7 @@ def supervised_prototypical_contrastive_loss(
 
 
 def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -> Batch:
-    """Checks the arguments. With `gather_distributed` it then gathers the rows of all ranks.
+    """The batch with labels of -1 for what is ignored, after a check; with `gather_distributed` that of all ranks.
 
     With the `queue` (C, M, D) of a memory the batch has to fit that too.
     """
@@ -130,7 +130,7 @@ def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -
     together = shared and not torch.compiler.is_compiling()  # a graph cannot carry what is sent after an error
     with refusing_together(group) if together else nullcontext():
         options.check()
-        _check_tensors(batch, options, queue)
+        batch = _checked_tensors(batch, options, queue)
     if not shared:
         return batch
     settings: dict[str, object] = dict(zip(Options._fields, options, strict=True))
@@ -148,40 +148,39 @@ def loss_of_batch(batch: Batch, options: Options) -> Tensor:
 
 def losses_of_anchors(batch: Batch, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(A,) losses, (A,) which of them do not count, (R,) labels of all candidates, (R,) class sizes."""
-    labels = _labels_of_candidates(batch, options.ignore_index)
-    class_sizes = _class_sizes(labels)
-    comparison = _comparison(batch, labels, class_sizes, options)
-    statistics = compare(_candidates(batch), comparison, options.impl, batch.ranks)
-    losses, skipped = _anchor_losses(statistics, labels, class_sizes, options)
+    labels = _labels_of_candidates(batch)
+    left_out = labels < 0
+    places, class_sizes = _places_and_class_sizes(labels)
+    comparison = _comparison(batch, places.masked_fill(left_out, -1), class_sizes, options)
+    dtype = computed_dtype(batch.embeddings)
+    blocks = (rows.to(dtype) for rows in (batch.embeddings, batch.prototypes, batch.candidates) if rows is not None)
+    statistics = compare(tuple(blocks), comparison, options.impl, batch.ranks)
+    losses, skipped = _anchor_losses(statistics, left_out, class_sizes, options)
     if options.easy_threshold is not None:
         skipped = skipped | (losses <= options.easy_threshold)  # a NaN is not skipped
     return losses, skipped, labels, class_sizes
 
 
-def _labels_of_candidates(batch: Batch, ignore_index: int) -> Tensor:
+def _labels_of_candidates(batch: Batch) -> Tensor:
     """(R,) class of each row of the batch, each prototype, each further candidate; -1 for those that are left out."""
-    labels = batch.labels.long()
-    pieces = [labels.masked_fill(labels == ignore_index, -1)]
+    pieces = [batch.labels]
     if batch.prototypes is not None:
-        own_class = torch.arange(batch.prototypes.shape[0], device=labels.device)
+        own_class = torch.arange(batch.prototypes.shape[0], device=batch.labels.device)
         mask = batch.prototype_mask
         pieces.append(own_class if mask is None else own_class.masked_fill(~mask, -1))
     if batch.candidate_labels is not None:
-        labels = batch.candidate_labels.long()
-        pieces.append(labels.masked_fill(labels == ignore_index, -1))
+        pieces.append(batch.candidate_labels)
     return torch.cat(pieces)
 
 
-def _class_sizes(labels: Tensor) -> Tensor:
-    """(R,) how many rows share each row's class. Sorts, since the number of classes may be unknown or huge."""
+def _places_and_class_sizes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) int32 each, the place of each row's class among the sorted labels, and how many rows share the class.
+
+    Places stand for labels of any size: kernels compare 32 bits in one instruction.
+    """
     ordered = labels.sort().values
-    return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
-
-
-def _candidates(batch: Batch) -> tuple[Tensor, ...]:
-    """The rows that `_labels_of_candidates` names."""
-    dtype = computed_dtype(batch.embeddings)
-    return tuple(rows.to(dtype) for rows in (batch.embeddings, batch.prototypes, batch.candidates) if rows is not None)
+    places = torch.searchsorted(ordered, labels, out_int32=True)
+    return places, torch.searchsorted(ordered, labels, right=True, out_int32=True) - places
 
 
 def _comparison(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Options) -> Comparison:
@@ -208,13 +207,13 @@ def _comparison(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Opti
 
 
 def _anchor_losses(
-    statistics: Statistics, labels: Tensor, class_sizes: Tensor, options: Options
+    statistics: Statistics, left_out: Tensor, class_sizes: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Loss of each anchor (A,), and which do not count (A,): without a positive or, if needed, without a negative."""
     negative_lse, positive_lse, positive_sum = statistics
     anchors = slice(negative_lse.shape[0])
     num_positives = class_sizes[anchors] - 1
-    skipped = (labels[anchors] < 0) | (num_positives < 1)
+    skipped = left_out[anchors] | (num_positives < 1)
     divisor = num_positives.clamp_min(1).to(negative_lse.dtype)
     inside, kind = options.positives == "inside", options.contrast
     if kind == "all" and inside:
@@ -223,7 +222,7 @@ def _anchor_losses(
     positive_mean = positive_lse - divisor.log()
     numerator = positive_mean if inside else positive_sum / divisor
     if kind == "negatives":
-        num_candidates = (labels >= 0).sum()
+        num_candidates = left_out.shape[0] - left_out.sum()
         return negative_lse - numerator, skipped | (class_sizes[anchors] >= num_candidates)
     positive_part = positive_mean if kind == "class_balanced" else positive_lse
     excess = _log_excess(negative_lse, positive_part)
@@ -264,7 +263,7 @@ def _reduce(losses: Tensor, skipped: Tensor, weights: Tensor | None, reduction: 
     return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
 
 
-def _check_tensors(batch: Batch, options: Options, queue: Tensor | None) -> None:
+def _checked_tensors(batch: Batch, options: Options, queue: Tensor | None) -> Batch:
     """Raises where the tensors do not fit one another, the options or the memory."""
     embeddings, prototypes, candidates = batch.embeddings, batch.prototypes, batch.candidates
     check_embeddings(embeddings, queue)
@@ -291,13 +290,13 @@ def _check_tensors(batch: Batch, options: Options, queue: Tensor | None) -> None
     for name, tensor in zip(Batch._fields, batch, strict=True):
         if isinstance(tensor, Tensor):
             check_device(name, tensor, "embeddings", embeddings.device)
-    check_labels(batch.labels, rows, embeddings.device, num_classes, options.ignore_index)
-    if candidates is not None and batch.candidate_labels is not None:
-        check_labels(
-            batch.candidate_labels,
-            candidates.shape[0],
-            embeddings.device,
-            num_classes,
-            options.ignore_index,
-            "candidate_labels",
+    device, ignored, candidate_labels = embeddings.device, options.ignore_index, batch.candidate_labels
+    labels = checked_labels(batch.labels, rows, device, num_classes, ignored)
+    if candidates is not None and candidate_labels is not None:
+        candidate_labels = checked_labels(
+            candidate_labels, candidates.shape[0], device, num_classes, ignored, "candidate_labels"
         )
+    return Batch(
+        embeddings, labels, prototypes, batch.prototype_mask, candidates, candidate_labels, batch.class_weights,
+        batch.sample_weight,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_embeddings, check_int, check_labels, check_size
+from spcl_loss._checks import check_embeddings, check_int, check_size, checked_labels
 from spcl_loss._hashing import checksum, draw_keys, hashed
 from spcl_loss._numerics import computed_dtype
 from spcl_loss._state import Restorable
@@ -99,7 +99,7 @@ class PrototypeMemory(Restorable):
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("draws", torch.tensor(0))
         self._built_on_meta = self._has_meta_buffers()
-        self._slot_hashes = self._hash_slots()
+        self._slots = self._number_slots()
 
     @property
     def num_classes(self) -> int:
@@ -130,10 +130,10 @@ class PrototypeMemory(Restorable):
         Raises:
             TypeError, ValueError: as `update`.
         """
-        self._check(embeddings, labels)
+        classes = self._checked(embeddings, labels)
         C, _, D = self.queue.shape
-        rows, classes = embeddings.to(self.queue.dtype), labels.long()
-        stays_out = (classes == self.ignore_index) | ~_finite(rows)
+        rows = embeddings.to(self.queue.dtype)
+        stays_out = (classes < 0) | ~_finite(rows)
         sums = rows.new_zeros(C + 1, D, dtype=computed_dtype(rows))
         sizes = sums.new_zeros(C + 1)
         # Rows that stay out count as class C. They must not be summed, since they may hold NaN.
@@ -153,24 +153,21 @@ class PrototypeMemory(Restorable):
             TypeError: an argument is no tensor or has the wrong kind of dtype.
             ValueError: a shape, a device or a label does not fit the memory; the message says what would.
         """
-        self._check(embeddings, labels)
-        rows, labels = embeddings.to(self.queue.dtype), labels.long()
-        self._enqueue(rows, labels.masked_fill((labels == self.ignore_index) | ~_finite(rows), -1))
+        classes = self._checked(embeddings, labels)
+        rows = embeddings.to(self.queue.dtype)
+        self._enqueue(rows, classes.masked_fill(~_finite(rows), -1))
 
     @torch.no_grad()
-    def _end_step(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Moves the draw counter on and enqueues the batch. If a row is not finite, nothing changes.
+    def _end_step(self, embeddings: Tensor, classes: Tensor) -> None:
+        """Moves the draw counter on and enqueues a checked batch. If a row is not finite, nothing changes.
 
         The loss of such a step is NaN, and gradient scalers skip it. Ranks that share a batch decide alike.
         """
-        rows, labels = embeddings.to(self.queue.dtype), labels.long()
-        ignored = labels == self.ignore_index
-        healthy = (ignored | _finite(embeddings)).all()
+        rows = embeddings.to(self.queue.dtype)
+        healthy = (_finite(embeddings) | (classes < 0)).all()
         self.draws.add_(healthy)
-        stays_out = ignored | ~healthy
-        if rows.dtype != embeddings.dtype:
-            stays_out |= ~_finite(rows)
-        self._enqueue(rows, labels.masked_fill(stays_out, -1))
+        stays_out = ~healthy if rows.dtype == embeddings.dtype else ~(healthy & _finite(rows))
+        self._enqueue(rows, classes.masked_fill(stays_out, -1))
 
     def _enqueue(self, rows: Tensor, classes: Tensor) -> None:
         """Enqueues rows in the queue's dtype; those of class -1 stay out. Shapes do not depend on the data.
@@ -210,27 +207,22 @@ class PrototypeMemory(Restorable):
         Raises:
             ValueError: `support_size` was set to a value that does not fit.
         """
-        M, K = self.queue.shape[1], self.support_size
-        self._check_support_size(M)
-        counts = self.counts[:, None]
-        free = torch.arange(M, device=counts.device) >= counts
-        keys = self._draw_keys().masked_fill_(free, torch.iinfo(torch.int64).max)  # free slots sort last
-        support = keys.topk(K, largest=False, sorted=False).indices
+        queue, K = self.queue, self.support_size
+        self._check_support_size(queue.shape[1])
+        constants = self._slots
+        if constants.device != queue.device:  # a framework has moved the buffers one by one
+            constants = self._number_slots()
+        slots, hashes = constants
+        entered = self.cursors[:, None]
+        keys = draw_keys(hashes, self.seed, self.draws)
+        keys.masked_fill_(slots[0] >= entered, torch.iinfo(torch.int64).max)  # free slots sort last
+        support = keys.topk(K, largest=False, sorted=False).indices + slots[:, :1]
         if advance:
             self.draws.add_(1)
         # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
-        means = (self._sums(support) / counts.clamp(1, K)).to(self.queue.dtype)
-        falls_back = counts < K * self.has_fallback[:, None]
+        means = (_sums(queue.view(-1, queue.shape[2]), support) / entered.clamp(1, K)).to(queue.dtype)
+        falls_back = entered < K * self.has_fallback[:, None]
         return torch.where(falls_back, self.fallback, means), self._exist()
-
-    def _sums(self, support: Tensor) -> Tensor:
-        """(C, D) sums of the entries in the slots (C, K), in float32 or better."""
-        C, M, D = self.queue.shape
-        dtype = computed_dtype(self.queue)
-        if self.queue.dtype != dtype:  # embedding_bag would give the sum in half precision, where it may be infinite
-            return self.queue[torch.arange(C, device=support.device)[:, None], support].sum(1, dtype=dtype)
-        first_slots = torch.arange(0, C * M, M, device=support.device)[:, None]
-        return nn.functional.embedding_bag(support + first_slots, self.queue.view(-1, D), mode="sum")
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
@@ -308,7 +300,7 @@ class PrototypeMemory(Restorable):
         if self.queue.dtype != dtype:  # what has become infinite in float16 would make every later loss NaN
             self.queue.nan_to_num_()
             self.fallback.nan_to_num_()
-        self._slot_hashes = self._hash_slots()
+        self._slots = self._number_slots()
         return self
 
     def _check_support_size(self, queue_size: int) -> None:
@@ -319,23 +311,26 @@ class PrototypeMemory(Restorable):
                 "A prototype is the mean of different entries of one queue: lower it or enlarge the queue"
             )
 
-    def _check(self, embeddings: Tensor, labels: Tensor) -> None:
+    def _checked(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """(N,) the labels as `_enqueue` takes them: -1 for those that are ignored."""
         check_embeddings(embeddings, self.queue)
-        check_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
+        return checked_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
 
-    def _hash_slots(self) -> Tensor:
-        """(C, M) int64, a constant of the sizes."""
+    def _number_slots(self) -> Tensor:
+        """(2, C, M) int64, the numbers of all slots and their hashes: a constant of the sizes."""
         C, M, _ = self.queue.shape
-        return hashed(torch.arange(C * M, device=self.queue.device).view(C, M))
-
-    def _draw_keys(self) -> Tensor:
-        """(C, M) int64 whose order is that of a random draw."""
-        hashes = self._slot_hashes
-        if hashes.device != self.queue.device:  # a framework has moved the buffers one by one
-            hashes = self._hash_slots()
-        return draw_keys(hashes, self.seed, self.draws)
+        slots = torch.arange(C * M, device=self.queue.device).view(C, M)
+        return torch.stack([slots, hashed(slots)])
 
 
 def _finite(rows: Tensor) -> Tensor:
     """(N,) bool, the rows without a NaN and without an infinity."""
     return rows.abs().amax(1) < math.inf
+
+
+def _sums(entries: Tensor, support: Tensor) -> Tensor:
+    """(C, D) sums of the entries that the rows of `support` (C, K) number, in float32 or better."""
+    dtype = computed_dtype(entries)
+    if entries.dtype != dtype:  # embedding_bag would give the sum in half precision, where it may be infinite
+        return entries[support].sum(1, dtype=dtype)
+    return nn.functional.embedding_bag(support, entries, mode="sum")
