@@ -6,6 +6,7 @@ are faster this way round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -23,26 +24,30 @@ LOG_ZERO = -1e30
 def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
     """See `spcl_loss._similarity.compare`; the rows are of unit length. Has derivatives of every order."""
     scores = matmul(rows, (rows[: comparison.num_anchors] * comparison.scale).T)
-    return _reduced(scores, *_candidates(scores, comparison), comparison)
+    excluded = _excluded(comparison.labels, comparison.labels < 0, comparison.num_anchors)
+    negative_lse, positive_lse = _candidates(scores, excluded, comparison).logsumexp(1).unbind()
+    return negative_lse, positive_lse, _positive_sum(scores, excluded[1], comparison)
 
 
-def _candidates(scores: Tensor, comparison: Comparison) -> tuple[Tensor, Tensor]:
-    """(2, R, A) scores of the negatives and of the positives, `LOG_ZERO` elsewhere; (R, A) bool, the positives."""
-    labels, log_weights = comparison.labels, comparison.log_weights
-    same = labels[:, None] == labels[: comparison.num_anchors]
-    not_negative = same | (labels < 0)[:, None]
-    positive = same
-    positive.diagonal().fill_(False)  # not fill_diagonal_, which compiles for one size only
-    excluded = torch.stack([not_negative, ~positive])
-    weighted = scores if log_weights is None else scores + log_weights[:, None]
-    return torch.stack([weighted, scores]).masked_fill(excluded, LOG_ZERO), positive
+def _excluded(labels: Tensor, left_out: Tensor, num_anchors: int) -> Tensor:
+    """(2, R, A) bool, which candidates are not among the negatives, and which not among the positives."""
+    same = labels[:, None] == labels[:num_anchors]
+    excluded = torch.stack([same | left_out[:, None], ~same])
+    excluded[1].diagonal().fill_(True)  # not fill_diagonal_, which compiles for one size only
+    return excluded
 
 
-def _reduced(scores: Tensor, candidates: Tensor, positive: Tensor, comparison: Comparison) -> Statistics:
-    negative_lse, positive_lse = candidates.logsumexp(1).unbind()
-    if not comparison.with_sum:
-        return negative_lse, positive_lse, torch.zeros_like(negative_lse)
-    return negative_lse, positive_lse, scores.masked_fill(~positive, 0).sum(0)
+def _candidates(scores: Tensor, excluded: Tensor, comparison: Comparison) -> Tensor:
+    """(2, R, A) scores of the negatives and of the positives, `LOG_ZERO` elsewhere."""
+    if comparison.log_weights is not None:
+        scores = torch.stack([scores + comparison.log_weights[:, None], scores])
+    return scores.masked_fill(excluded, LOG_ZERO)
+
+
+def _positive_sum(scores: Tensor, not_positive: Tensor, comparison: Comparison) -> Tensor:
+    if comparison.with_sum:
+        return scores.masked_fill(not_positive, 0).sum(0)
+    return scores.new_zeros(comparison.num_anchors)
 
 
 def statistics_of(blocks: tuple[Tensor, ...], comparison: Comparison) -> Statistics:
@@ -63,43 +68,50 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, comparison: Comparison, *blocks: Tensor) -> Statistics:
-        rows, norms = normalised(torch.cat(blocks), comparison.labels < 0)
+        left_out = comparison.labels < 0
+        rows, norms = normalised(torch.cat(blocks), left_out)
         scores = (rows @ rows[: comparison.num_anchors].T).mul_(comparison.scale)
-        candidates, positive = _candidates(scores, comparison)
-        outputs = _reduced(scores, candidates, positive, comparison)
+        excluded = _excluded(comparison.labels, left_out, comparison.num_anchors)
+        candidates = _candidates(scores, excluded, comparison)
+        # The log-sum-exp step by step, since the backward pass needs the exponentials too.
+        greatest = candidates.amax(1) if len(rows) else candidates.new_zeros(2, 0)
+        exponentials = candidates.sub_(greatest[:, None]).exp_()
+        sums = exponentials.sum(1)
+        negative_lse, positive_lse = (sums.log() + greatest).unbind()
         ctx.comparison = comparison
-        ctx.save_for_backward(*blocks, rows, norms, scores, candidates, positive, *outputs[:2])
-        return outputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*blocks, rows, norms, scores, excluded, exponentials, sums)
+        return negative_lse, positive_lse, _positive_sum(scores, excluded[1], comparison)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *blocks, rows, norms, scores, candidates, positive, negative_lse, positive_lse = ctx.saved_tensors
+    def backward(ctx: Any, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+        *blocks, rows, norms, scores, excluded, exponentials, sums = ctx.saved_tensors
         comparison = ctx.comparison
+        wanted = of_statistics[: 3 if comparison.with_sum else 2]
+        grads = [torch.zeros_like(sums[0]) if grad is None else grad for grad in wanted]
         if torch.is_grad_enabled():  # a second derivative is wanted: that of the definition
             return None, *_gradients_of_the_definition(blocks, comparison, grads)
         A, G = comparison.num_anchors, comparison.num_grads
         with full_precision(rows.device.type):
-            probabilities = (candidates - torch.stack([negative_lse, positive_lse])[:, None]).exp_()
-            g = probabilities.mul_(torch.stack(grads[:2])[:, None]).sum(0)  # (R, A), as the scores
+            g = (exponentials * (torch.stack(grads[:2]) / sums)[:, None]).sum(0)  # (R, A), as the scores
             if comparison.with_sum:
-                g += positive * grads[2]
+                g += ~excluded[1] * grads[2]
             h = pad(g, (0, G - A))
             h[:A].add_(g[:G].T)
             products = g.mul_(scores)
             along = products.sum(1)[:G]
             along[:A].add_(products.sum(0))
             h.diagonal().sub_(along, alpha=1 / comparison.scale)
-            gradient = h.mul_(comparison.scale / norms[:G].T).T @ rows
+            gradient = h.div_(norms[:G].T / comparison.scale).T @ rows
         ends = list(accumulate(len(block) for block in blocks))
         of_blocks = gradient.tensor_split(ends[:-1])
         return None, *(found if end <= G else None for found, end in zip(of_blocks, ends, strict=True))
 
 
 def _gradients_of_the_definition(
-    blocks: list[Tensor], comparison: Comparison, grads: tuple[Tensor, ...]
+    blocks: list[Tensor], comparison: Comparison, grads: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     outputs = statistics(unit_rows(torch.cat(blocks), comparison.labels < 0), comparison)
-    wanted = 3 if comparison.with_sum else 2
     leaves = [block for block in blocks if block.requires_grad]
-    found = iter(torch.autograd.grad(outputs[:wanted], leaves, grads[:wanted], create_graph=True))
+    found = iter(torch.autograd.grad(outputs[: len(grads)], leaves, grads, create_graph=True))
     return tuple(next(found) if block.requires_grad else None for block in blocks)
