@@ -33,14 +33,15 @@ def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
     """The forward pass; see `spcl_loss._similarity.compare`."""
     labels, log_weights, scale, num_anchors, _, with_sum, product_dtype = comparison
     plain = scale <= PLAIN_SCALE
-    log_weights = _log_weights(rows, labels, log_weights)
+    log_weights = _log_weights(labels, log_weights, rows.dtype)
     weights = log_weights.exp()
     # Sums of exponentials, or their logarithms where the exponentials do not fit.
     empty = 0.0 if plain else LOG_ZERO
     negative, positive = rows.new_full((rows.shape[0],), empty), rows.new_full((rows.shape[0],), empty)
     positive_sum = rows.new_zeros(rows.shape[0])
     operand = rows.to(product_dtype)
-    for i, j in _tiles(num_anchors, rows.shape[0], rows):
+    tile = tile_shape(rows.device, rows.element_size())
+    for i, j in _tiles(num_anchors, rows.shape[0], *tile):
         scores = widening_product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
         own = same.clone().fill_diagonal_(False) if j.start == i.start else same  # a row is no positive of itself
@@ -75,7 +76,7 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
     labels, log_weights, scale, _, num_grads, with_sum, product_dtype = comparison
     negative, positive, grads = upstream
     num_anchors = negative.shape[0]
-    log_weights = _log_weights(rows, labels, log_weights)
+    log_weights = _log_weights(labels, log_weights, rows.dtype)
     half = product_dtype not in (torch.float32, torch.float64)
     magnitude = grads.abs().amax().clamp_min(torch.finfo(rows.dtype).tiny) / HALF_MAGNITUDE if half else 1.0
     # Rows that are no anchors have no statistics: their gradients are zero and any value will do.
@@ -90,7 +91,8 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
     weights = log_weights.exp()
     operand = rows.to(product_dtype)
     # H is zero between rows that are no anchors, and of no use between rows whose gradient is not wanted.
-    for i, j in _tiles(min(num_anchors, num_grads), rows.shape[0], rows):
+    tile = tile_shape(rows.device, rows.element_size())
+    for i, j in _tiles(min(num_anchors, num_grads), rows.shape[0], *tile):
         scores = widening_product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
         if scale <= PLAIN_SCALE:
@@ -123,18 +125,17 @@ def tile_shape(device: torch.device, itemsize: int) -> tuple[int, int]:
     return height, max(height, elements // height)
 
 
-def _tiles(num_anchors: int, num_rows: int, rows: Tensor) -> Iterator[tuple[slice, slice]]:
+def _tiles(num_anchors: int, num_rows: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
     """Row and column ranges that cover every pair of an anchor and a later row once, and the diagonal blocks whole."""
-    height, width = tile_shape(rows.device, rows.element_size())
     for top in range(0, num_anchors, height):
         i = slice(top, min(top + height, num_anchors))
         for left in range(top, num_rows, width):
             yield i, slice(left, min(left + width, num_rows))
 
 
-def _log_weights(rows: Tensor, labels: Tensor, log_weights: Tensor | None) -> Tensor:
+def _log_weights(labels: Tensor, log_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
     """(R,) what a candidate adds to its score where it is a negative; one with a negative label is none."""
-    weights = rows.new_zeros(rows.shape[0]) if log_weights is None else log_weights
+    weights = torch.zeros_like(labels, dtype=dtype) if log_weights is None else log_weights
     return weights.masked_fill(labels < 0, LOG_ZERO)
 
 
