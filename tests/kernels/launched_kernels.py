@@ -61,7 +61,7 @@ def check_descriptors():
 def run_paths(dtype, sizes):
     config.SORTED_ROWS = 0
     for num_rows, scale in itertools.product(sizes, (10.0, 100.0)):
-        rows, labels = torch.randn(num_rows, WIDTH), torch.randint(5, (num_rows,))
+        rows, labels = torch.randn(num_rows, WIDTH), torch.randint(5, (num_rows,), dtype=torch.int32)
         comparison = Comparison(labels, None, scale, 90, 95, True, dtype)
         found = dispatch.statistics(rows, comparison)
         dispatch.gradient(rows, comparison, Upstream(*found[:2], torch.randn(3, 90)))

@@ -125,7 +125,7 @@ def launches(monkeypatch):
 
 
 def step(num_rows):
-    rows, labels = torch.zeros(num_rows, 16), torch.zeros(num_rows, dtype=torch.int64)
+    rows, labels = torch.zeros(num_rows, 16), torch.zeros(num_rows, dtype=torch.int32)
     comparison = Comparison(labels, None, 10.0, num_rows, num_rows, False, torch.bfloat16)
     negative, positive, _ = dispatch.statistics(rows, comparison)
     dispatch.gradient(rows, comparison, Upstream(negative, positive, torch.zeros(3, num_rows)))
@@ -162,7 +162,7 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("num_rows", "most"), [(256, 4), (257, 20), (4096, 20), (8191, 31)])
+@pytest.mark.parametrize(("num_rows", "most"), [(256, 4), (257, 16), (4096, 16), (8191, 27)])
 def test_few_operators_and_launches(launches, num_rows, most):
     """Below some 4,000 rows their number decides how long a step takes."""
     with Operators() as operators:
@@ -176,4 +176,4 @@ def test_sorted_rows_read_nothing_on_the_host(launches):
     with Operators() as operators:
         step(config.SORTED_ROWS)
     assert not {"_local_scalar_dense.default", "nonzero.default", "item.default"} & set(operators.noted)
-    assert sum(name.startswith("sort") for name in operators.noted) == 4
+    assert sum(name.startswith("sort") for name in operators.noted) == 2

@@ -112,7 +112,7 @@ def test_tiles_of_one_class_and_of_different_ones(monkeypatch, with_sum):
     assert torch.equal(dispatch._restored(labels[order], order), labels)
     tile = config.TILES["interpreter"]["ieee"]["forward"]
     reordered = Comparison(labels[order], None, 10.0, 210, 220, False, torch.float32)
-    _, (least, greatest), _ = tiles.described_rows(made[0][0][order], reordered, tile)
+    (least, greatest), _ = tiles.described_rows(made[0][0][order], reordered, tile)
     whole = least == greatest
     assert (whole[:, None] & whole & (least[:, None] == least)).triu(2).any()  # a tile is two groups wide
     assert (greatest[:, None] < least).triu(2).any()

@@ -13,7 +13,7 @@ Statistics = tuple[Tensor, Tensor, Tensor]
 class Comparison(NamedTuple):
     """R rows are compared with one another. All are candidates, the first `num_anchors` are anchors too."""
 
-    labels: Tensor  # (R,) int64; a row with a negative label is no candidate
+    labels: Tensor  # (R,) integer, best int32; a row with a negative label is no candidate
     log_weights: Tensor | None  # (R,) added to the score of a candidate where it is a negative; None for zeros
     scale: float  # score = scale * inner product
     num_anchors: int

@@ -145,7 +145,7 @@ def small(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     tile = tile_for(rows, comparison, "small")
     operand = operand_of(rows, rows.dtype)
     result = rows.new_empty(num_grads, width)
-    gradient_of_slices[(triton.cdiv(num_grads, tile.rows), triton.cdiv(width, tile.part))](
+    gradient_of_slices[(triton.cdiv(num_grads, tile.rows), triton.cdiv(width, tile.slice))](
         operand,
         labels,
         *weights_pointer(rows, log_weights),
@@ -162,7 +162,7 @@ def small(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
         operand.shape[1],
         width,
         int(with_sum),
-        BD=tile.part,
+        BD=tile.slice,
         HALF=is_half(product_dtype),
         **product_constants(tile, comparison),
     )
@@ -233,54 +233,36 @@ def _store_block(h, workspace, workspace_stride, row, column, TMA: tl.constexpr,
 
 @triton.jit
 def _store_h(
-    scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
+    scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
     BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr, DTYPE: tl.constexpr,
-    PLAIN: tl.constexpr,
+    PLAIN: tl.constexpr, UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    """Stores H for WIDTH columns, PART columns at a time: all coefficients at once would exhaust the registers."""
+    """Stores H for WIDTH columns, PART columns at a time: all coefficients at once would exhaust the registers.
+
+    UNIFORM, which is PLAIN: all pairs share their label (`agree`) or none does, and they are off the diagonal.
+    """
     if WIDTH > PART:
         half: tl.constexpr = WIDTH // 2
         left, right = halves(scores, BM, WIDTH)
         _store_h(
-            left, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
-            BM, half, PART, TMA, DTYPE, PLAIN,
+            left, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
+            BM, half, PART, TMA, DTYPE, PLAIN, UNIFORM,
         )  # fmt: skip
         _store_h(
-            right, labels, table, workspace, workspace_stride, row, column + half, i0, j0 + half, num_rows, with_sum,
-            BM, half, PART, TMA, DTYPE, PLAIN,
+            right, labels, table, workspace, workspace_stride, row, column + half, i0, j0 + half, num_rows, agree,
+            with_sum, BM, half, PART, TMA, DTYPE, PLAIN, UNIFORM,
         )  # fmt: skip
     else:
         i = i0 + tl.arange(0, BM)
         j = j0 + tl.arange(0, WIDTH)
-        of_i = _from_table(labels, table, i, num_rows, with_sum, -3, PLAIN)
-        of_j = _from_table(labels, table, j, num_rows, with_sum, -2, PLAIN)
-        h = _h(scores, of_i, of_j, with_sum, PLAIN)
-        if (j0 < i0 + BM) & (i0 < j0 + WIDTH):
-            h = tl.where(i[:, None] == j[None, :], 0.0, h)
-        _store_block(h, workspace, workspace_stride, row, column, TMA, DTYPE)
-
-
-@triton.jit
-def _store_uniform_h(
-    scores, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
-    BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """`_store_h`, PLAIN, for pairs that all share their label (`agree`) or none does, and that are off the diagonal."""
-    if WIDTH > PART:
-        half: tl.constexpr = WIDTH // 2
-        left, right = halves(scores, BM, WIDTH)
-        _store_uniform_h(
-            left, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
-            BM, half, PART, TMA, DTYPE,
-        )  # fmt: skip
-        _store_uniform_h(
-            right, table, workspace, workspace_stride, row, column + half, i0, j0 + half, num_rows, agree, with_sum,
-            BM, half, PART, TMA, DTYPE,
-        )  # fmt: skip
-    else:
-        i = i0 + tl.arange(0, BM)
-        j = j0 + tl.arange(0, WIDTH)
-        h = _uniform_h(scores, table, i, j, num_rows, agree, with_sum)
+        if UNIFORM:
+            h = _uniform_h(scores, table, i, j, num_rows, agree, with_sum)
+        else:
+            of_i = _from_table(labels, table, i, num_rows, with_sum, -3, PLAIN)
+            of_j = _from_table(labels, table, j, num_rows, with_sum, -2, PLAIN)
+            h = _h(scores, of_i, of_j, with_sum, PLAIN)
+            if (j0 < i0 + BM) & (i0 < j0 + WIDTH):
+                h = tl.where(i[:, None] == j[None, :], 0.0, h)
         _store_block(h, workspace, workspace_stride, row, column, TMA, DTYPE)
 
 
@@ -300,14 +282,14 @@ def h_of_tiles(
     scores *= log2_scale
     all_agree, none_agree = label_agreement(ranges, i0, j0, num_rows, BM, BN)
     if PLAIN and (all_agree | none_agree) & ((j0 >= i0 + BM) | (i0 >= j0 + BN)):
-        _store_uniform_h(
-            scores, table, workspace_twice, workspace_stride, row, column, i0, j0, num_rows, all_agree, with_sum,
-            BM, BN, 2 * PART, TMA, DTYPE,
+        _store_h(
+            scores, labels, table, workspace_twice, workspace_stride, row, column, i0, j0, num_rows, all_agree,
+            with_sum, BM, BN, 2 * PART, TMA, DTYPE, PLAIN, True,
         )  # fmt: skip
     else:
         _store_h(
-            scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
-            BM, BN, PART, TMA, DTYPE, PLAIN,
+            scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, all_agree,
+            with_sum, BM, BN, PART, TMA, DTYPE, PLAIN, False,
         )  # fmt: skip
 
 
@@ -332,14 +314,14 @@ def _coefficient_table(rows: Tensor, comparison: Comparison, upstream: Upstream,
 
 def tiled(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     """The gradient of any number of rows, through a workspace of H."""
-    _, _, scale, _, num_grads, with_sum, product_dtype = comparison
+    labels, _, scale, _, num_grads, with_sum, product_dtype = comparison
     num_rows, width = rows.shape
     num_anchors = upstream.negative.shape[0]
     largest = _largest_gradient(upstream.grads, product_dtype)
     tile = tile_for(rows, comparison, "backward")
     constants = product_constants(tile, comparison)
     table = _coefficient_table(rows, comparison, upstream, largest)
-    labels, ranges, _ = described_rows(rows, comparison, tile)
+    ranges, _ = described_rows(rows, comparison, tile)
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
     factor = operand[:, :width]

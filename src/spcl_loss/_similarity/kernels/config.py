@@ -24,18 +24,15 @@ H_BAND_ROWS = 4096
 
 
 class Tile(NamedTuple):
-    """Rows, columns and depth of one step of a product, and the warps and pipeline stages that work on it.
-
-    `part` is the number of columns of its result that a program finishes at a time: columns of scores or of H, and of
-    the gradient in the small backward pass.
-    """
+    """Rows, columns and depth of one step of a product, and the warps and pipeline stages that work on it."""
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
-    part: int
+    part: int = 0  # columns of scores or of H that a program of the tiled passes finishes at a time
+    slice: int = 0  # columns of the gradient that a program of the small backward pass computes
 
 
 # Chosen from the compiled code: no spilled registers, and on sm_90 two programs per multiprocessor, so that one
@@ -44,21 +41,21 @@ class Tile(NamedTuple):
 TILES: dict[str, dict[str, dict[str, Tile]]] = {
     "sm_80": {  # compute capability 8.x, and 12.x, which has no more shared memory: 99 KiB suffice
         "half": {
-            "small": Tile(16, 64, 64, 4, 3, 64),
+            "small": Tile(16, 64, 64, 4, 3, slice=64),
             "forward": Tile(128, 128, 32, 8, 3, 32),
             "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
         },
         "tf32": {
-            "small": Tile(16, 32, 32, 4, 3, 64),
+            "small": Tile(16, 32, 32, 4, 3, slice=64),
             "forward": Tile(128, 128, 32, 8, 2, 32),
             "forward_steep": Tile(128, 128, 32, 8, 2, 32),
             "backward": Tile(128, 128, 32, 8, 2, 32),
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
         },
         "ieee": {
-            "small": Tile(16, 32, 32, 4, 3, 32),
+            "small": Tile(16, 32, 32, 4, 3, slice=32),
             "forward": Tile(64, 64, 16, 8, 2, 32),
             "forward_steep": Tile(64, 64, 16, 8, 2, 32),
             "backward": Tile(64, 64, 16, 8, 2, 32),
@@ -67,14 +64,14 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
     },
     "sm_90": {
         "half": {
-            "small": Tile(16, 64, 64, 4, 2, 64),
+            "small": Tile(16, 64, 64, 4, 2, slice=64),
             "forward": Tile(128, 128, 64, 4, 3, 32),
             "forward_steep": Tile(128, 128, 64, 4, 3, 16),
             "backward": Tile(128, 128, 64, 4, 3, 32),
             "backward_steep": Tile(128, 128, 64, 4, 3, 16),
         },
         "tf32": {
-            "small": Tile(16, 32, 32, 4, 3, 64),
+            "small": Tile(16, 32, 32, 4, 3, slice=64),
             "forward": Tile(128, 128, 32, 8, 3, 32),
             "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
@@ -83,14 +80,14 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
     },
     "sm_100": {
         "half": {
-            "small": Tile(16, 64, 64, 4, 2, 64),
+            "small": Tile(16, 64, 64, 4, 2, slice=64),
             "forward": Tile(128, 64, 64, 4, 3, 32),
             "forward_steep": Tile(128, 128, 64, 8, 3, 32),
             "backward": Tile(128, 256, 64, 8, 3, 32),
             "backward_steep": Tile(128, 128, 64, 8, 3, 16),
         },
         "tf32": {
-            "small": Tile(16, 32, 32, 4, 3, 64),
+            "small": Tile(16, 32, 32, 4, 3, slice=64),
             "forward": Tile(128, 128, 32, 8, 3, 16),
             "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
@@ -99,9 +96,9 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
     },
 }
 TILES["sm_90"]["ieee"] = TILES["sm_80"]["ieee"]
-TILES["sm_100"]["ieee"] = TILES["sm_80"]["ieee"] | {"small": Tile(16, 32, 32, 4, 2, 32)}
+TILES["sm_100"]["ieee"] = TILES["sm_80"]["ieee"] | {"small": Tile(16, 32, 32, 4, 2, slice=32)}
 # Small, so that ragged shapes of a few rows fill several tiles.
-_INTERPRETED = {name: Tile(16, 32, 16, 4, 1, 16) for name in TILES["sm_80"]["half"]}
+_INTERPRETED = {name: Tile(16, 32, 16, 4, 1, part=16, slice=16) for name in TILES["sm_80"]["half"]}
 TILES["interpreter"] = dict.fromkeys(("half", "tf32", "ieee"), _INTERPRETED)
 
 

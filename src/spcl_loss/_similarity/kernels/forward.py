@@ -276,7 +276,7 @@ def add_parts(
 
 def tiled(rows: Tensor, comparison: Comparison) -> Statistics:
     """The statistics of any number of rows, in bands whose partial statistics fit the workspace."""
-    _, _, scale, num_anchors, _, with_sum, product_dtype = comparison
+    labels, _, scale, num_anchors, _, with_sum, product_dtype = comparison
     tile = tile_for(rows, comparison, "forward")
     constants = product_constants(tile, comparison)
     outputs = rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
@@ -284,7 +284,7 @@ def tiled(rows: Tensor, comparison: Comparison) -> Statistics:
         outputs[2].zero_()
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
-    labels, ranges, weights = described_rows(rows, comparison, tile)
+    ranges, weights = described_rows(rows, comparison, tile)
     num_rows, width = operand.shape
     for first, height in forward_bands(num_rows, num_anchors, tile):
         num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)

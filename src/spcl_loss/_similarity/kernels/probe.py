@@ -67,7 +67,7 @@ def _errors(device: torch.device, product_dtype: torch.dtype, num_rows: int, sca
     generator = torch.Generator().manual_seed(0)  # the global generators stay as they are
     drawn = torch.randn(num_rows, 83, generator=generator, dtype=torch.float32, device="cpu").to(device)
     rows = torch.nn.functional.normalize(drawn[:, :80])
-    labels = torch.arange(num_rows, device=device) % 5
+    labels = torch.arange(num_rows, dtype=torch.int32, device=device) % 5  # as the loss passes them
     comparison = Comparison(labels, None, scale, num_rows, num_rows, True, product_dtype)
     expected, found = strips.statistics(rows, comparison), dispatch.statistics(rows, comparison)
     errors = [(a - b).abs().max() for a, b in zip(found, expected, strict=True)]

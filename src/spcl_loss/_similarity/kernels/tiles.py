@@ -100,36 +100,30 @@ def _label_range(ranges, first, num_rows, HEIGHT: tl.constexpr, GROUP: tl.conste
 
 @triton.jit(do_not_specialize=SIZES)
 def describe_rows(
-    labels, log_weights, num_weights, places, ranges, weights, num_rows, GROUP: tl.constexpr, PLAIN: tl.constexpr
+    labels, log_weights, num_weights, ranges, weights, num_rows, GROUP: tl.constexpr, PLAIN: tl.constexpr
 ):  # fmt: skip
     """Describes GROUP rows once for all tiles.
 
-    places: (R,) the places of the rows' classes in the sorted labels; becomes -1 where a label is negative.
-    ranges: (2, groups) the least and the greatest place of each group of rows.
+    ranges: (2, groups) the least and the greatest label of each group of rows.
     weights: (R,) see `candidate`.
     """
     group = tl.program_id(0)
     index = group * GROUP + tl.arange(0, GROUP)
     inside = index < num_rows
     label, weight = candidate(labels, log_weights, num_weights, index, num_rows, -2, PLAIN)
-    place = tl.load(places + index, mask=inside, other=-2)
-    place = tl.where(inside & (label < 0), -1, place)
-    tl.store(places + index, place, mask=inside)
     tl.store(weights + index, weight, mask=inside)
-    tl.store(ranges + group, tl.min(place, 0))
-    tl.store(ranges + tl.cdiv(num_rows, GROUP) + group, tl.max(place, 0))
+    tl.store(ranges + group, tl.min(label, 0))
+    tl.store(ranges + tl.cdiv(num_rows, GROUP) + group, tl.max(label, 0))
 
 
-def described_rows(rows: Tensor, comparison: Comparison, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-    """(R,) labels in 32 bits, which compare in one instruction, `ranges` and `weights`; see `describe_rows`."""
-    labels, group = comparison.labels, min(tile.rows, tile.columns)
-    places = torch.searchsorted(labels.sort().values, labels, out_int32=True)
+def described_rows(rows: Tensor, comparison: Comparison, tile: Tile) -> tuple[Tensor, Tensor]:
+    """`ranges` and `weights`; see `describe_rows`."""
+    group = min(tile.rows, tile.columns)
     num_groups = triton.cdiv(rows.shape[0], group)
-    ranges, weights = places.new_empty(2, num_groups), rows.new_empty(rows.shape[0])
+    ranges, weights = comparison.labels.new_empty(2, num_groups), rows.new_empty(rows.shape[0])
     describe_rows[(num_groups,)](
-        labels,
+        comparison.labels,
         *weights_pointer(rows, comparison.log_weights),
-        places,
         ranges,
         weights,
         rows.shape[0],
@@ -137,7 +131,7 @@ def described_rows(rows: Tensor, comparison: Comparison, tile: Tile) -> tuple[Te
         PLAIN=comparison.scale <= PLAIN_SCALE,
         **FUSED,
     )
-    return places, ranges, weights
+    return ranges, weights
 
 
 def product_constants(tile: Tile, comparison: Comparison) -> dict[str, Any]:
