@@ -188,9 +188,11 @@ class PrototypeMemory(Restorable):
             source = last - (last - source) % M
         slots = ((self.cursors - bounds[:-1])[classes] + source) % M
         new = rows.index_select(0, order.index_select(0, source))
-        # If none enters, all classes are -1, which indexes the last class, and one slot is written with what it holds.
-        old = self.queue[classes[:1], slots[:1]]
-        self.queue.index_put_((classes, slots), torch.where(bounds[0] == N, old, new))
+        first = classes[:1], slots[:1]
+        old = self.queue[first]
+        self.queue.index_put_((classes, slots), new)
+        # If none enters, all classes are -1, which indexes the last class, and one slot gets back what it held.
+        self.queue.index_put_(first, torch.where(bounds[0] == N, old, new[:1]))
         self.cursors.add_(bounds.diff())
 
     @torch.no_grad()

@@ -73,27 +73,28 @@ class _Statistics(torch.autograd.Function):
         scores = (rows @ rows[: comparison.num_anchors].T).mul_(comparison.scale)
         excluded = _excluded(comparison.labels, left_out, comparison.num_anchors)
         candidates = _candidates(scores, excluded, comparison)
-        # The log-sum-exp step by step, since the backward pass needs the exponentials too.
-        greatest = candidates.amax(1) if len(rows) else candidates.new_zeros(2, 0)
-        exponentials = candidates.sub_(greatest[:, None]).exp_()
-        sums = exponentials.sum(1)
-        negative_lse, positive_lse = (sums.log() + greatest).unbind()
+        # The backward pass needs the softmax too. log p = score - lse holds for the greatest score. On a CPU softmax is
+        # much faster than logsumexp, whose exp is slow where it underflows.
+        probabilities = candidates.softmax(1)
+        # amax knows no empty sets
+        lse = candidates.amax(1) - probabilities.amax(1).log() if len(rows) else scores.new_zeros(2, 0)
+        negative_lse, positive_lse = lse.unbind()
         ctx.comparison = comparison
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*blocks, rows, norms, scores, excluded, exponentials, sums)
+        ctx.save_for_backward(*blocks, rows, norms, scores, excluded, probabilities)
         return negative_lse, positive_lse, _positive_sum(scores, excluded[1], comparison)
 
     @staticmethod
     def backward(ctx: Any, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
-        *blocks, rows, norms, scores, excluded, exponentials, sums = ctx.saved_tensors
+        *blocks, rows, norms, scores, excluded, probabilities = ctx.saved_tensors
         comparison = ctx.comparison
         wanted = of_statistics[: 3 if comparison.with_sum else 2]
-        grads = [torch.zeros_like(sums[0]) if grad is None else grad for grad in wanted]
+        grads = [scores.new_zeros(comparison.num_anchors) if grad is None else grad for grad in wanted]
         if torch.is_grad_enabled():  # a second derivative is wanted: that of the definition
             return None, *_gradients_of_the_definition(blocks, comparison, grads)
         A, G = comparison.num_anchors, comparison.num_grads
         with full_precision(rows.device.type):
-            g = (exponentials * (torch.stack(grads[:2]) / sums)[:, None]).sum(0)  # (R, A), as the scores
+            g = (probabilities * torch.stack(grads[:2])[:, None]).sum(0)  # (R, A), as the scores
             if comparison.with_sum:
                 g += ~excluded[1] * grads[2]
             h = pad(g, (0, G - A))
