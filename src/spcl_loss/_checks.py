@@ -167,7 +167,7 @@ def checked_labels(
     check_device(name, labels, "embeddings", device)
     labels = labels.long()  # before the comparison, since -100 as a uint8 is the class 156
     ignored = labels == ignore_index
-    if rows and not _has_no_values(labels):
+    if not _has_no_values(labels) and rows > 0:
         upper = "" if num_classes is None else f" below {num_classes}"
         message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
         if device.type == "cpu":

@@ -18,8 +18,8 @@ from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import config
 from spcl_loss._similarity.kernels.probe import kernels_work
 
-# Rows above which strips overtake dense: measured by benchmarks/loss.py, see docs/performance.md.
-_DENSE_ROWS = 128
+# Up to this many rows dense is faster than strips on a CPU by far, and its N x N arrays are small.
+_DENSE_ROWS = 256
 
 
 def similarity_statistics(rows: Tensor, comparison: Comparison, impl: str) -> Statistics:
