@@ -93,6 +93,9 @@ class TestEpochs:
         )
         assert [sorted(indices) for indices in epochs(pools)] == [[8, 9], [7, 8, 9], [6, 7, 8, 9]]
 
+    def test_coin_flips_may_keep_nothing(self):
+        assert list(sampler(4, draw="bernoulli", schedule=lambda epoch: torch.zeros(4))) == []
+
     def test_the_curriculum_goes_from_easy_to_hard(self):
         drawn = list(epochs(sampler(1001, num_epochs=10, shuffle=False)))
         hardness = [(torch.tensor(drawn[epoch]) * 37 % 1001).double().mean().item() for epoch in (0, 3, 6, 9)]
@@ -172,10 +175,16 @@ class TestRanks:
             sampler(3, draw=draw, num_replicas=4, rank=1)
 
     @pytest.mark.parametrize(
-        ("stated", "expected"), [({}, (3, 2)), ({"num_replicas": 1, "rank": 0}, (1, 0)), ({"num_replicas": 1}, (1, 0))]
+        ("stated", "expected"),
+        [
+            ({}, (3, 1)),
+            ({"num_replicas": 2}, (2, 1)),
+            ({"num_replicas": 1, "rank": 0}, (1, 0)),
+            ({"num_replicas": 1}, (1, 0)),
+        ],
     )
     def test_they_are_those_of_the_running_process_group(self, stated, expected, monkeypatch):
-        for name, value in {"is_initialized": True, "get_world_size": 3, "get_rank": 2}.items():
+        for name, value in {"is_initialized": True, "get_world_size": 3, "get_rank": 1}.items():
             monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
         curriculum = sampler(**stated)
         assert (curriculum.num_replicas, curriculum.rank) == expected
@@ -294,6 +303,7 @@ class TestResume:
         handed_out = take(iter(first), 30)
         second.load_state_dict(first.state_dict(position=8))
         assert list(second)[:22] == handed_out[8:]
+        assert first.state_dict(position=0)["position"] == 0
 
     @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 2)])
     def test_another_number_of_ranks_sees_no_sample_twice(self, before, after):

@@ -412,6 +412,24 @@ class TestState:
         memory = trained().memory
         assert module(memory=memory).memory is memory
 
+    def test_what_the_dtype_of_the_memory_cannot_hold_stays_out(self):
+        memory = PrototypeMemory(2, D, queue_size=4, support_size=1, dtype=torch.float16)
+        criterion = SupervisedPrototypicalContrastiveLoss(2, D, memory=memory)
+        embeddings = torch.randn(3, D)
+        embeddings[1, 0] = 1e6
+        assert criterion(embeddings.requires_grad_(), torch.tensor([0, 0, 1])).isfinite()
+        assert memory.counts.tolist() == [1, 1]
+
+    def test_defaults(self):
+        criterion = SupervisedPrototypicalContrastiveLoss(C, D)
+        memory = criterion.memory
+        assert (memory.queue_size, memory.support_size, int(memory.seed)) == (256, 64, 0)
+        assert criterion.extra_repr() == (
+            "temperature=0.05, similarity='shifted_cosine', positives='inside', contrast='all', easy_threshold=None, "
+            "prototype_anchors=False, ignore_index=-100, reduction='mean', process_group=None, "
+            "gather_distributed=False, impl='auto'"
+        )
+
     def test_the_loss_has_no_parameters(self):
         assert not list(module().parameters())
 
