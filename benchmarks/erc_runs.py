@@ -1,14 +1,15 @@
 """Keeps scores and predictions of finished ERC runs, and compares arms on them.
 
     python benchmarks/erc_runs.py --add runs/reproduction/runs     # keeps the runs that are new there
-    python benchmarks/erc_runs.py                                  # every arm against cross-entropy, on dev
+    python benchmarks/erc_runs.py                                  # every arm against cross-entropy
     python benchmarks/erc_runs.py --least-seeds 2 --figure docs/figures/erc_differences.png
     python benchmarks/erc_runs.py --split test                     # on test, once all choices are made
-    python benchmarks/erc_runs.py --split rest                     # on the training dialogues that no run drew
 
 A run on a share of the training dialogues is also scored on the rest of them: thousands of turns by which nothing was
-chosen. results/erc_runs.csv has a row for each run. results/erc_predictions.npz has a byte for each turn and head, so
-that the paired bootstrap over dialogues and seeds can be made again, and with further seeds, without the run folders.
+chosen. Such runs are compared on the rest, the others on dev, unless --split says otherwise.
+
+results/erc_runs.csv has a row for each run. results/erc_predictions.npz has a byte for each turn and head, so that the
+paired bootstrap over dialogues and seeds can be made again, and with further seeds, without the run folders.
 """
 
 from __future__ import annotations
@@ -159,17 +160,20 @@ def load(table: Path, archive: Path) -> tuple[list[dict[str, str]], Kept]:
         return rows, dict(arrays)
 
 
-def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str, str]]:
+def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) -> list[dict[str, str]]:
     """Every arm against the cross-entropy with as many epochs, on the seeds of both, in percent.
 
-    Both with one head, head by head; at last each with the head that is best on dev, if these differ.
+    Without `split`, on the rest where the runs have one, else on dev. Both arms have the same head, head by head; at
+    last each has the head that is best on dev, if these differ.
     """
     arms: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for row in (row for row in rows if row[f"{split} {KEPT[0]} weighted-F1"]):  # else the run has no such split
-        arms.setdefault((*(row[key] for key in SAME), row["epochs"], row["arm"]), {})[row["seed"]] = row
+    for row in rows:
+        of = split or ("rest" if row["rest lda weighted-F1"] else "dev")
+        if row[f"{of} lda weighted-F1"]:  # else the run has no such split
+            arms.setdefault((*(row[key] for key in SAME), of, row["epochs"], row["arm"]), {})[row["seed"]] = row
     lines = []
-    for (*where, epochs, arm), runs in arms.items():
-        ce = [key for key in arms if key[:-1] == (*where, epochs) and "--objective ce" in key[-1]]
+    for (*where, of, epochs, arm), runs in arms.items():
+        ce = [key for key in arms if key[:-1] == (*where, of, epochs) and "--objective ce" in key[-1]]
         base = arms[min(ce, key=lambda key: len(key[-1]))] if ce else {}  # the one with the fewest options
         seeds = sorted(set(runs) & set(base), key=int)
         if runs is base or not seeds:
@@ -179,18 +183,16 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str) -> list[dict[str
             return statistics.fmean(100 * float(side[seed][name]) for seed in seeds)
 
         best = tuple(max(KEPT, key=lambda head: mean(side, f"dev {head} weighted-F1")) for side in (runs, base))
-        about = f"{where[0]}/{split}"
+        about = f"{where[0]}/{of}"
         gold, dialogues = kept[f"{about}/gold"], kept[f"{about}/dialogue"].tolist()
         for own, its in dict.fromkeys([*zip(KEPT, KEPT, strict=True), best]):
             sides = ((runs, own), (base, its))
-            stacks = [
-                np.stack([kept[f"{name_of(side[seed])}/{split}/{head}"] for seed in seeds]) for side, head in sides
-            ]
+            stacks = [np.stack([kept[f"{name_of(side[seed])}/{of}/{head}"] for seed in seeds]) for side, head in sides]
             found = paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1)
-            line = {"dataset": where[0], "share of the dialogues": where[2], "arm": arm}
+            line = {"dataset": where[0], "share of the dialogues": where[2], "scored on": of, "arm": arm}
             line |= {"head": own if own == its else f"{own} / {its}", "seeds": str(len(seeds))}
             for metric in ("weighted-F1", "macro-F1"):
-                means = [mean(side, f"{split} {head} {metric}") for side, head in sides]
+                means = [mean(side, f"{of} {head} {metric}") for side, head in sides]
                 line[f"{metric}, arm / cross-entropy"] = " / ".join(f"{value:.1f}" for value in means)
             line["difference"] = f"{100 * found['difference']:+.1f}"
             line["95% interval"] = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
@@ -208,7 +210,7 @@ def draw(lines: list[dict[str, str]], path: Path) -> None:
         axis.plot([low, high], [place, place], color="#7a7a7a", linewidth=2)
         axis.plot(float(line["difference"]), place, "o", color="#1f5fa8")
     names = [
-        f"{line['dataset']}, {float(line['share of the dialogues']):.0%} of the dialogues, "
+        f"{line['dataset']}, {float(line['share of the dialogues']):.0%} of the dialogues: "
         f"{'SPCL alone' if ' none ' in line['arm'] else 'SPCL beside cross-entropy'}, {line['head']}"
         for line in reversed(lines)
     ]
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("--add", nargs="+", type=Path, metavar="DIR", help="keep the finished runs in these folders")
     parser.add_argument("--date", help="of the runs that are added, YYYY-MM-DD")
     parser.add_argument("--machine", help="on which they ran")
-    parser.add_argument("--split", choices=SPLITS, default="dev")
+    parser.add_argument("--split", choices=SPLITS, help="compare on it (default: the rest, or dev where there is none)")
     parser.add_argument("--least-seeds", type=int, default=1, help="compare arms with at least so many seeds")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the differences")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where tables and predictions lie")
