@@ -188,35 +188,38 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
         for own, its in dict.fromkeys([*zip(KEPT, KEPT, strict=True), best]):
             sides = ((runs, own), (base, its))
             stacks = [np.stack([kept[f"{name_of(side[seed])}/{of}/{head}"] for seed in seeds]) for side, head in sides]
-            found = paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1)
             line = {"dataset": where[0], "share of the dialogues": where[2], "scored on": of, "arm": arm}
             line |= {"head": own if own == its else f"{own} / {its}", "seeds": str(len(seeds))}
             for metric in ("weighted-F1", "macro-F1"):
                 means = [mean(side, f"{of} {head} {metric}") for side, head in sides]
+                average = metric.removesuffix("-F1")
+                found = paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1, average)
                 line[f"{metric}, arm / cross-entropy"] = " / ".join(f"{value:.1f}" for value in means)
-            line["difference"] = f"{100 * found['difference']:+.1f}"
-            line["95% interval"] = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+                line[f"difference, {average}"] = f"{100 * found['difference']:+.1f}"
+                line[f"95% interval, {average}"] = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
             lines.append(line)
     return lines
 
 
 def draw(lines: list[dict[str, str]], path: Path) -> None:
-    """The differences with their intervals."""
+    """The differences with their intervals, one panel for each F1."""
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.3 * len(lines)), layout="constrained", facecolor="white")
-    for place, line in enumerate(reversed(lines)):
-        low, high = map(float, line["95% interval"].split(" to "))
-        axis.plot([low, high], [place, place], color="#7a7a7a", linewidth=2)
-        axis.plot(float(line["difference"]), place, "o", color="#1f5fa8")
+    size = (11, 0.9 + 0.3 * len(lines))
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained", facecolor="white")
+    for axis, average in zip(axes, ("weighted", "macro"), strict=True):
+        for place, line in enumerate(reversed(lines)):
+            low, high = map(float, line[f"95% interval, {average}"].split(" to "))
+            axis.plot([low, high], [place, place], color="#7a7a7a", linewidth=2)
+            axis.plot(float(line[f"difference, {average}"]), place, "o", color="#1f5fa8")
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set_xlabel(f"points of {average}-F1 over cross-entropy")
     names = [
         f"{line['dataset']}, {float(line['share of the dialogues']):.0%} of the dialogues: "
         f"{'SPCL alone' if ' none ' in line['arm'] else 'SPCL beside cross-entropy'}, {line['head']}"
         for line in reversed(lines)
     ]
-    axis.set_yticks(range(len(lines)), names)
-    axis.axvline(0, color="black", linewidth=1)
-    axis.set_xlabel("points of weighted-F1 over cross-entropy")
+    axes[0].set_yticks(range(len(lines)), names)
     figure.savefig(path, dpi=120)
 
 

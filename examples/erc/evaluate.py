@@ -134,17 +134,18 @@ def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any
     }
 
 
-def weighted_f1_of_counts(counts: Array) -> Array:
-    """Weighted-F1 of confusion counts (..., C, C), true class by predicted class."""
+def f1_of_counts(counts: Array, average: str = "weighted") -> Array:
+    """F1 of confusion counts (..., C, C), true class by predicted class; the average over classes weighted or macro."""
     true, predicted, right = counts.sum(-1), counts.sum(-2), np.diagonal(counts, axis1=-2, axis2=-1)
     f1 = 2 * right / np.maximum(true + predicted, 1)
-    return (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
+    return f1.mean(-1) if average == "macro" else (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
 
 
 def paired_bootstrap(
-    gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int, draws: int = 10_000
-) -> dict[str, float]:
-    """The difference of two arms' weighted-F1, mean over seeds, with its 95% interval over dialogues and seeds.
+    gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int, average: str = "weighted",
+    draws: int = 10_000,
+) -> dict[str, float]:  # fmt: skip
+    """The difference of two arms' F1, mean over seeds, with its 95% interval over dialogues and seeds.
 
     Every draw takes as many dialogues and seeds as there are, with replacement, and the same ones for both arms. `gold`
     is (n,); `one` and `other` are an arm's predictions (S, n), by the same seeds; `dialogues` names those of the turns.
@@ -160,9 +161,9 @@ def paired_bootstrap(
 
     generator = np.random.default_rng(0)
     times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)  # (draws, dialogues)
-    of_arms = weighted_f1_of_counts(np.tensordot(times, counts, 1))  # (draws, 2, S)
+    of_arms = f1_of_counts(np.tensordot(times, counts, 1), average)  # (draws, 2, S)
     drawn_seeds = generator.integers(seeds, size=(draws, seeds))
     differences = np.take_along_axis(of_arms[:, 0] - of_arms[:, 1], drawn_seeds, 1).mean(1)
     low, high = np.quantile(differences, (0.025, 0.975))
-    point = np.subtract(*weighted_f1_of_counts(counts.sum(0))).mean()
+    point = np.subtract(*f1_of_counts(counts.sum(0), average)).mean()
     return {"difference": float(point), "low": float(low), "high": float(high)}

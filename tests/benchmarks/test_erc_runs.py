@@ -67,8 +67,11 @@ def test_runs_are_kept_once_and_compared_seed_by_seed(tmp_path):
     lines = erc_runs.compare(rows, kept, "dev")
     assert [line["head"] for line in lines] == list(erc_runs.KEPT)
     for line in lines:  # all right, against all "a" of which half are right: 1 against (2/3 + 0) / 2
-        assert (line["seeds"], line["difference"], line["95% interval"]) == ("2", "+66.7", "+66.7 to +66.7")
-    assert erc_runs.compare(rows, kept, "test")[0]["difference"] == "+16.7"  # half right, of either class
+        assert line["seeds"] == "2"
+        for average in ("weighted", "macro"):  # the classes are of one size
+            assert line[f"difference, {average}"] == "+66.7"
+            assert line[f"95% interval, {average}"] == "+66.7 to +66.7"
+    assert erc_runs.compare(rows, kept, "test")[0]["difference, weighted"] == "+16.7"  # half right, of either class
 
 
 def test_a_run_on_a_share_is_scored_on_the_dialogues_that_it_did_not_draw(tmp_path):

@@ -10,10 +10,10 @@ from erc.evaluate import (
     Encoded,
     Heads,
     encode,
+    f1_of_counts,
     paired_bootstrap,
     reference_samples,
     score,
-    weighted_f1_of_counts,
 )
 from erc.files import InputError
 from erc.inputs import Prompts, collate
@@ -133,13 +133,15 @@ def test_a_class_without_train_features_is_never_predicted():
             assert set(guess.tolist()) == {2}, name
 
 
-def test_weighted_f1_from_counts_is_scikit_learns():
+def test_f1_from_counts_is_scikit_learns():
     generator = np.random.default_rng(0)
     gold, guess = generator.integers(4, size=(2, 300))
     gold[gold == 3] = 0  # a class that is predicted only
     counts = np.zeros((4, 4))
     np.add.at(counts, (gold, guess), 1)
-    assert weighted_f1_of_counts(counts) == pytest.approx(score(gold, guess, "abcd")["weighted_f1"])
+    scores = score(gold, guess, "abcd")
+    assert f1_of_counts(counts) == pytest.approx(scores["weighted_f1"])
+    assert f1_of_counts(counts, "macro") == pytest.approx(scores["macro_f1"])
 
 
 def test_the_bootstrap_of_what_cannot_vary_has_no_width():
