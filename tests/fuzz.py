@@ -247,8 +247,11 @@ def found(problem: Case, **how) -> dict[str, Tensor]:
     return {"loss": loss.detach()} | {name: leaves[name].grad for name in problem.differentiated}
 
 
-def faults(answer: Exact, ours: dict[str, Tensor], dtype: torch.dtype) -> tuple[float, str]:
-    """The largest deviation as a share of what is allowed, and what it is about."""
+def faults(answer: Exact, ours: dict[str, Tensor], dtype: torch.dtype, ranks: int = 1) -> tuple[float, str]:
+    """The largest deviation as a share of what is allowed, and what it is about.
+
+    A gradient beyond the largest number of the dtype is infinite, rightly. A rank holds `ranks` times its share.
+    """
     worst, about = 0.0, ""
     for name, expected, allowed in zip(*answer, strict=True):
         if name not in ours:
@@ -260,7 +263,7 @@ def faults(answer: Exact, ours: dict[str, Tensor], dtype: torch.dtype) -> tuple[
             return math.inf, f"the loss has the dtype {value.dtype}"
         if value.isnan().any() or (name == "loss" and not value.isfinite().all()):
             return math.inf, f"{name} is not finite"
-        limit = torch.finfo(value.dtype).max / 2  # a gradient beyond the largest number is infinite, rightly
+        limit = torch.finfo(value.dtype if name == "loss" else dtype).max / (2 * ranks)
         off = (value.double().clamp(-limit, limit) - expected.clamp(-limit, limit)).abs()
         share = torch.where(off == 0, 0.0, off / allowed)
         if share.numel() and float(share.max()) > worst:
@@ -419,7 +422,7 @@ def main(arguments=None) -> int:
         try:
             for number, ours in zip(shared, together(pool, 3, args.seed, shared, args.largest), strict=True):
                 problem, answer = exact(case(args.seed, number, args.largest))
-                judge("ranks", number, problem, *faults(answer, ours, problem.choice["dtype"]))
+                judge("ranks", number, problem, *faults(answer, ours, problem.choice["dtype"], ranks=3))
         finally:
             pool.end()
     counts = ", ".join(f"{name} {count}" for name, count in tried.items())
