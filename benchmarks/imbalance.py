@@ -1,6 +1,6 @@
 """The table of docs/howto/imbalance.md: examples/long_tail.py with more seeds and further arms.
 
-Batches of 32 have all seeds. Other batch sizes have fewer and no sampler; the variants of SPCL have fewer.
+Batches of 32 also have the sampler and variants of SPCL.
 
 python benchmarks/imbalance.py
 """
@@ -37,8 +37,7 @@ def cell(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="of batches of 32")
-    parser.add_argument("--further-seeds", type=int, nargs="*", default=list(range(6)), help="of all that follows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
@@ -46,9 +45,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     others = [size for size in BATCHES if size != 32]
     without_sampler = [name for name in PUBLISHED if not ARMS[name].sampler]
-    runs = long_tail.all_runs(options.seeds, [32], PUBLISHED, options.steps)
-    runs += long_tail.all_runs(options.further_seeds, others, without_sampler, options.steps)
-    runs += long_tail.all_runs(options.further_seeds, [32], VARIANTS, options.steps)
+    runs = long_tail.all_runs(options.seeds, [32], [*PUBLISHED, *VARIANTS], options.steps)
+    runs += long_tail.all_runs(options.seeds, others, without_sampler, options.steps)
     table = long_tail.compare(long_tail.score_all(runs, options.output / "long_tail.jsonl", options.workers))
     print("\n".join(long_tail.report(table)))
     long_tail.draw(table, options.steps, options.output / "long_tail.png")
