@@ -415,6 +415,7 @@ BAD_INPUT = {
     "temperature NaN": (ValueError, "finite", "nan", {"temperature": float("nan")}),
     "easy threshold no number": (TypeError, "easy_threshold", "str", {"easy_threshold": "low"}),
     "easy threshold NaN": (ValueError, "easy_threshold", "nan", {"easy_threshold": float("nan")}),
+    "ignore_index too large": (ValueError, "below 9223372036854775808", "10000", {"ignore_index": 10**30}),
     "ignore_index no int": (TypeError, "ignore_index", "str", {"ignore_index": "-100"}),
     "no width": (ValueError, "at least 1", "0", {"embeddings": X[:, :0], "prototypes": P[:, :0]}),
     "candidates without labels": (ValueError, "candidate_labels=None", "belong together", {"candidates": P}),

@@ -228,6 +228,15 @@ class TestDraws:
         assert prototypes.isfinite().all()
         assert centroids.isfinite().all()
 
+    def test_one_entry_too_few_falls_back_in_half_precision_too(self):
+        """bfloat16 rounds 257 to 256."""
+        memory = PrototypeMemory(1, 2, queue_size=300, support_size=257).bfloat16()
+        memory.initialize(torch.tensor([[3.0, 4.0]]), torch.tensor([0]))
+        memory.update(torch.ones(256, 2), torch.zeros(256, dtype=torch.int64))
+        assert memory.prototypes()[0].tolist() == [[3, 4]]
+        memory.update(torch.ones(1, 2), torch.tensor([0]))
+        assert memory.prototypes()[0].tolist() == [[1, 1]]
+
     def test_an_empty_memory_has_no_prototypes(self):
         memory = PrototypeMemory(3, 2)
         for rows, exist in (memory.prototypes(), memory.centroids()):
@@ -362,9 +371,12 @@ class TestRebuilding:
     def test_what_a_state_dict_has_assigned_stays(self):
         """Debuggers and inspection read every attribute, that of Hugging Face too."""
         memory, other = filled(seed=5), self.on_meta()
-        other.load_state_dict(copy.deepcopy(memory.state_dict()), assign=True)
+        state = copy.deepcopy(memory.state_dict())
+        state["queue"] = state["queue"].mT.contiguous().mT  # strided in another way
+        other.load_state_dict(state, assign=True)
         assert other._is_hf_initialized
         assert_same_state(other, memory)
+        assert torch.equal(other.prototypes()[0], memory.prototypes()[0])
 
     def test_a_filled_memory_is_not_reinitialised(self):
         memory = filled(seed=5)

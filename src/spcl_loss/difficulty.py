@@ -11,7 +11,6 @@ from spcl_loss._checks import (
     check_device,
     check_floating,
     check_indices,
-    check_int,
     check_mask,
     check_size,
     checked_labels,
@@ -193,7 +192,7 @@ def _checked(
 
 
 def _check_options(centers: Tensor | None, mask: Tensor | None, ignore_index: int, leave_one_out: bool) -> None:
-    check_int("ignore_index", ignore_index)
+    check_size("ignore_index", ignore_index, -(2**63), 2**63)
     if centers is None:
         if mask is not None:
             raise ValueError("center_mask needs centers; received centers=None. Pass both or neither")

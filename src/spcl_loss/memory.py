@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_embeddings, check_int, check_size, checked_labels
+from spcl_loss._checks import check_embeddings, check_size, checked_labels
 from spcl_loss._hashing import checksum, draw_keys, hashed
 from spcl_loss._numerics import computed_dtype
 from spcl_loss._state import Restorable
@@ -84,7 +84,7 @@ class PrototypeMemory(Restorable):
         for name, size in sizes.items():
             check_size(name, size)
         check_size("seed", seed, minimum=0, below=1 << 63)  # it is kept as an int64
-        check_int("ignore_index", ignore_index)
+        check_size("ignore_index", ignore_index, -(2**63), 2**63)
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             received = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
             raise TypeError(f"dtype must be a floating torch.dtype; received {received}. Use torch.float32")
@@ -222,8 +222,8 @@ class PrototypeMemory(Restorable):
         if advance:
             self.draws.add_(1)
         # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
-        means = (_sums(queue.view(-1, queue.shape[2]), support) / entered.clamp(1, K)).to(queue.dtype)
-        falls_back = entered < K * self.has_fallback[:, None]
+        means = (_sums(queue.flatten(0, 1), support) / entered.clamp(1, K)).to(queue.dtype)
+        falls_back = entered < K * self.has_fallback[:, None].float()  # bfloat16 has no 257
         return torch.where(falls_back, self.fallback, means), self._exist()
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch.distributed as dist
 
-from spcl_loss._checks import check_choice, check_int, check_number
+from spcl_loss._checks import check_choice, check_number, check_size
 
 Similarity = Literal["shifted_cosine", "cosine"]
 Positives = Literal["inside", "outside"]
@@ -45,7 +45,7 @@ class Options(NamedTuple):
         check_number("temperature", self.temperature, minimum=0)
         if self.easy_threshold is not None:
             check_number("easy_threshold", self.easy_threshold)
-        check_int("ignore_index", self.ignore_index)
+        check_size("ignore_index", self.ignore_index, -(2**63), 2**63)
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
 

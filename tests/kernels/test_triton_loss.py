@@ -95,7 +95,7 @@ def test_every_option_gives_the_numbers_of_dense(call, with_prototype_grads, pat
 def test_wide_rows(monkeypatch, path, D):
     choose(monkeypatch, path)
     deep = {name: tile._replace(depth=256) for name, tile in config.TILES["interpreter"]["ieee"].items()}
-    deep["small"] = deep["small"]._replace(part=256)
+    deep["small"] = deep["small"]._replace(slice=256)
     monkeypatch.setitem(config.TILES["interpreter"], "ieee", deep)
     embeddings, labels, prototypes = batch(9, 3, D)
     expected = oracle.value_and_gradients(spcl, embeddings.double(), labels, prototypes.double(), impl="dense")

@@ -18,7 +18,7 @@ from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import config
 from spcl_loss._similarity.kernels.probe import kernels_work
 
-# Up to this many rows dense is faster than strips on a CPU by far, and its N x N arrays are small.
+# Up to this many rows dense is faster than strips on a CPU (docs/performance.md), and its N x N arrays are small.
 _DENSE_ROWS = 256
 
 
