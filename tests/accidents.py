@@ -1,12 +1,12 @@
 """What happens to a training from outside: each accident is tried so often, and survived or not.
 
     python tests/accidents.py --kills 200                     # part of what `make faults` runs
-    python tests/accidents.py --only "two processes"          # one kind
+    python tests/accidents.py --only "killed, two processes"  # one kind
 
 The training is a small one of this file: encoder with dropout, loss with memory, optimizer, sampler, a checkpoint after
 every step. `--erc` kills the ERC example on a tiny corpus and encoder instead. This process imports PyTorch once, and
 every training runs in forks of it. To survive means: the training is continued and ends with the same bits as one that
-nothing happened to, or it ends with an error where it cannot go on.
+nothing happened to, or it ends with an error where it cannot go on. This program needs Linux.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, TensorDataset
 
 from spcl_loss import DifficultyCurriculumSampler, SupervisedPrototypicalContrastiveLoss, prototype_difficulty
+from support.same import same
 
 PATIENCE = 60  # seconds that ranks wait for one another, where none is lost
 EPOCHS = 3
@@ -168,10 +169,9 @@ class Processes:
         return True
 
     def _cpu_seconds(self) -> float:
-        try:
-            return time.clock_gettime((~self.first << 3) | 2)  # Linux's number for the clock of a process
-        except OSError:  # it has just ended
+        if self.first not in self.running:  # it has ended, and its clock with it
             return 0.0
+        return time.clock_gettime((~self.first << 3) | 2)  # Linux's number for the clock of a process
 
     def _collect(self) -> None:
         for pid in list(self.running):
@@ -200,16 +200,6 @@ def complete(target: Callable, ranks: int, folder: Path) -> None:
     processes.wait()
     if said := processes.failed():
         raise RuntimeError(said)
-
-
-def same(one, other) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def finals(folder: Path):
@@ -360,21 +350,21 @@ ACCIDENTS: dict[str, Callable[[Path, argparse.Namespace], tuple[int, int, str]]]
 }
 
 
-def main() -> int:
+def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description="Lets accidents happen to small trainings.")
     parser.add_argument("--kills", type=int, default=200, help="in one process, and as many in two")
     parser.add_argument("--erc-kills", type=int, default=20, help="of the ERC example; 0 leaves it out")
     parser.add_argument("--tries", type=int, default=3, choices=(1, 2, 3), help="of the other accidents")
     parser.add_argument("--mount", action="store_true", help="fill a tmpfs, which only root may mount")
     parser.add_argument("--timeout", type=float, default=10, help="seconds after which ranks give one another up")
-    parser.add_argument("--only", default="", help="the accidents with this in their name")
-    args = parser.parse_args()
+    parser.add_argument("--only", choices=ACCIDENTS, help="one accident")
+    args = parser.parse_args(arguments)
     good = True
-    for name, happen in ACCIDENTS.items():
-        if args.only not in name or ("ERC" in name and not args.erc_kills):
+    for name in [args.only] if args.only else ACCIDENTS:
+        if "ERC" in name and not args.erc_kills and not args.only:
             continue
         with tempfile.TemporaryDirectory() as place:
-            tried, survived, about = happen(Path(place), args)
+            tried, survived, about = ACCIDENTS[name](Path(place), args)
         good &= tried == survived
         print(f"{name}: {tried} tried, {survived} survived: {about}", flush=True)
     return 0 if good else 1

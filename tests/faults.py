@@ -22,6 +22,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from erc.data import READERS, SOURCES, read_dialogues
 from erc.files import InputError
 from erc.folder import FORMAT, read_checkpoint
+from support.same import same
 
 STATE = {
     "format": FORMAT,
@@ -109,14 +110,6 @@ def read(kind: str, path: Path):
     if kind == "checkpoint":
         return read_checkpoint(path)
     return read_dialogues(path, ("neu", "sad")) if kind == "own" else READERS[kind](path)
-
-
-def same(one, other) -> bool:
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def check(seed: int, number: int, folder: Path) -> tuple[str, str]:

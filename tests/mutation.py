@@ -17,11 +17,11 @@ import json
 import os
 import pickle
 import random
-import resource
 import signal
 import sys
 import tempfile
 import time
+import traceback
 import types
 from collections import defaultdict
 from collections.abc import Iterator
@@ -278,7 +278,10 @@ class Loop:
                 tests.sort(key=seconds.__getitem__)
                 sums = itertools.accumulate(seconds[n] for n in tests)
                 tests = [n for n, so_far in zip(tests, sums, strict=True) if so_far <= args.budget]
-                by = in_a_fork(lambda c=change, t=tests: self.noticed_by(c, [(n, seconds[n]) for n in t]))
+                try:
+                    by = in_a_fork(lambda c=change, t=tests: self.noticed_by(c, [(n, seconds[n]) for n in t]))
+                except KilledError as error:
+                    by = str(error)
                 outcome = "noticed" if by else "not noticed"
             outcomes[outcome].append(change)
             if outcome == "not noticed" or args.only:
@@ -347,6 +350,8 @@ class Loop:
 
     def noticed_by(self, change: Change, tests: list[tuple[int, float]]) -> str:
         """The name of the first test that fails. A test that takes far longer than its seconds ends the process."""
+        import resource  # not at the top, since Windows lacks it
+
         try:
             run_instead(change.module, change.code(self.trees[change.module], SOURCE / change.module))
         except Exception as error:
@@ -363,8 +368,17 @@ class Loop:
         return ""
 
 
+class KilledError(Exception):
+    """A signal has ended a fork."""
+
+
 def in_a_fork(function):
-    """What the function returns in a fork of this process. Of a fork that does not come to its end, how it ended."""
+    """What the function returns in a fork of this process.
+
+    Raises:
+        KilledError: a signal has ended the fork, such as that of a crash or of a limit of time.
+        RuntimeError: the function has raised an exception.
+    """
     with tempfile.TemporaryFile() as file:
         child = os.fork()
         if child == 0:
@@ -374,16 +388,25 @@ def in_a_fork(function):
                 os.dup2(silence, 1)
                 os.dup2(silence, 2)
                 signal.alarm(3600)  # for one that waits for ever
-                pickle.dump(function(), file)
+                try:
+                    answer = pickle.dumps((function(), ""))
+                except BaseException:
+                    answer = pickle.dumps((None, traceback.format_exc()))
+                file.write(answer)
                 file.flush()
                 code = 0
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            raise KilledError(f"{signal.Signals(os.WTERMSIG(status)).name} ended the process of the tests")
         if status:
-            return f"by its end, status {os.waitstatus_to_exitcode(status)}"
+            raise RuntimeError(f"the process of the tests ended with exit code {os.waitstatus_to_exitcode(status)}")
         file.seek(0)
-        return pickle.load(file)
+        answer, failure = pickle.load(file)
+    if failure:
+        raise RuntimeError(f"mutation.py failed in the process of the tests:\n{failure}")
+    return answer
 
 
 def main() -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from support.same import same
+
 PAGE = Path(__file__).parent.parent / "docs/howto/resume.md"
 LOOP = re.search(r"^```python\n(.*?)^parts = ", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
 ANNOUNCE = """
@@ -43,17 +45,6 @@ def run_and_kill(checkpoint: Path, save_every: int, saves: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def assert_equal(one: Any, other: Any, where: str) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}.{key}")
-    else:
-        assert one == other, where
-
-
 @pytest.mark.parametrize("save_every", [1, 5])
 def test_a_loop_killed_at_random_steps_ends_with_the_same_bits(tmp_path: Path, save_every: int) -> None:
     loop: dict[str, Any] = {"__name__": "loop"}
@@ -69,4 +60,4 @@ def test_a_loop_killed_at_random_steps_ends_with_the_same_bits(tmp_path: Path, s
     finally:
         torch.set_num_threads(threads)
     for name, part in whole.items():
-        assert_equal(part.state_dict(), continued[name].state_dict(), name)
+        assert same(part.state_dict(), continued[name].state_dict()), name

@@ -1,9 +1,19 @@
-"""A short version of `make soak`, and that its checks notice faults."""
+"""A short version of `make soak`, and that its checks notice faults; parts of the other programs of this folder."""
+
+import ast
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import OrderedDict
 
 import pytest
 import torch
 
+import mutation
 import soak
+from support.same import same
 
 
 @pytest.mark.parametrize("name", ["eager", "sampler", "observe"])
@@ -45,3 +55,61 @@ def test_a_wrong_prototype_and_a_wrong_gradient_are_noticed(monkeypatch):
     monkeypatch.setattr(memory, "prototypes", lambda **options: (1.001 * drawn(**options)[0], drawn(**options)[1]))
     part.criterion.temperature = 0.05
     assert part.checked_step(231) > 10 * soak.DEVIATION
+
+
+def test_memory_that_cannot_be_measured_does_not_count_as_growth(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(soak, "Path", lambda _: tmp_path / "missing")
+    assert math.isnan(soak.soak(soak.Epochs(), 20).growth)
+    assert soak.main(["--steps", "20", "--parts", "sampler"]) == 0
+
+
+def test_runs_that_are_too_short_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        soak.main(["--steps", "19"])
+    assert "--steps must be at least 20" in capsys.readouterr().err
+
+
+def test_every_run_has_ten_parts():
+    assert [len(soak.soak(soak.Epochs(), steps).times) for steps in (20, 22, 91)] == [10, 10, 10]
+
+
+def test_every_explained_change_of_the_code_exists():
+    for module, explained in json.loads((mutation.TESTS / "mutation.json").read_text(encoding="utf-8")).items():
+        tree = ast.parse((mutation.SOURCE / module).read_text(encoding="utf-8"))
+        assert explained.keys() - {f"{c.function}: {c.what}" for c in mutation.changes(module, tree)} == set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no forks")
+@pytest.mark.parametrize(
+    ("call", "last_line"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("os._exit(3)", "RuntimeError: the process of the tests ended with exit code 3"),
+        ("os.abort()", "mutation.KilledError: SIGABRT ended the process of the tests"),
+    ],
+)
+def test_only_a_signal_counts_as_the_end_of_a_changed_program(call, last_line):
+    program = f"import os, mutation; mutation.in_a_fork(lambda: {call})"
+    said = subprocess.run([sys.executable, "-c", program], cwd=mutation.TESTS, capture_output=True, text=True)
+    assert said.stderr.strip().splitlines()[-1] == last_line
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": [torch.ones(2)], "b": 1, "c": 0},
+        {"a": [torch.ones(2)]},
+        {"a": [torch.tensor([1.0, 2.0])], "b": 1},
+        {"a": [torch.ones(2, dtype=torch.float64)], "b": 1},
+        {"a": [torch.ones(2), 1], "b": 1},
+        {"a": torch.ones(1, 2), "b": 1},
+        {"a": [torch.ones(2)], "b": 2},
+        {"a": [torch.ones(2)], "b": True},
+        OrderedDict(a=[torch.ones(2)], b=1),
+    ],
+)
+def test_what_differs_is_not_the_same(other):
+    one = {"a": [torch.ones(2)], "b": 1}
+    assert same(one, {"a": [torch.ones(2)], "b": 1})
+    assert not same(one, other)
+    assert not same(other, one)

@@ -12,17 +12,17 @@ import time
 
 import pytest
 
-import accidents
 import faults
 from erc import files
 from erc.folder import RunFolder, atomically
+from support.same import same
 
 
 @pytest.mark.parametrize("kind", faults.CONTENTS)
 def test_undamaged_files_are_read(kind, tmp_path):
     (tmp_path / "file").write_bytes(faults.CONTENTS[kind])
     found = faults.read(kind, tmp_path / "file")
-    assert faults.same(found, faults.STATE) if kind == "checkpoint" else len(found) >= 2
+    assert same(found, faults.STATE) if kind == "checkpoint" else len(found) >= 2
 
 
 @pytest.mark.filterwarnings("ignore")  # of PyTorch and NumPy, on files that are none of theirs
@@ -140,9 +140,38 @@ def test_a_slow_download_is_waited_for(url, tmp_path):
     assert (tmp_path / "slow").read_bytes() == b"0123456789"
 
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="tests/accidents.py needs Linux")
+
+
+@linux
 def test_accidents_are_survived():
     """A few of those of `make faults`, in a process of its own, which forks."""
+    import accidents
+
     command = [sys.executable, accidents.__file__, "--kills", "3", "--erc-kills", "0", "--tries", "1"]
     said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert said.returncode == 0, said.stdout + said.stderr
     assert [line.split(":")[0] for line in said.stdout.splitlines()] == list(accidents.ACCIDENTS)[:-1]
+
+
+@linux
+def test_a_clock_that_cannot_be_read_is_an_error(monkeypatch):
+    import accidents
+
+    def refuse(clock):
+        raise OSError("no such clock")
+
+    processes = object.__new__(accidents.Processes)
+    processes.running, processes.first = {1: 0}, 1
+    monkeypatch.setattr(time, "clock_gettime", refuse)
+    with pytest.raises(OSError, match="no such clock"):
+        processes.wait(1.0)
+
+
+@linux
+def test_an_accident_that_does_not_exist_is_refused(capsys):
+    import accidents
+
+    with pytest.raises(SystemExit):
+        accidents.main(["--only", "typo"])
+    assert "invalid choice: 'typo'" in capsys.readouterr().err
