@@ -20,7 +20,7 @@ import itertools
 import json
 import statistics
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from erc.evaluate import Heads, encode, paired_bootstrap, reference_samples, score  # noqa: E402
-from erc.settings import HEADS, Settings, read_settings  # noqa: E402
+from erc.settings import FORMER, HEADS, Settings  # noqa: E402
 
 KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
 SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether they are the defaults or not
@@ -42,12 +42,11 @@ Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 def options(settings: dict[str, Any]) -> str:
     """The command-line options of an arm: its loss and epochs, and what else differs from the defaults."""
-    said = []
-    for setting in fields(Settings):
-        value = settings.get(setting.name, setting.default)
-        if setting.name in (*SAME, "seed") or (setting.name not in SPELT and value == setting.default):
+    said, defaults = [], {setting.name: setting.default for setting in fields(Settings)} | FORMER
+    for setting, value in settings.items():
+        if setting in (*SAME, "seed") or (setting not in SPELT and value == defaults.get(setting)):
             continue
-        name = setting.name.replace("_", "-")
+        name = setting.replace("_", "-")
         if isinstance(value, bool):
             said.append(f"--{name}" if value else f"--no-{name}")
         else:
@@ -139,7 +138,7 @@ def add(roots: list[Path], date: str, machine: str, table: Path, archive: Path) 
     known = {name_of(row) for row in rows}
     new = []
     for folder in sorted({path.parent for root in roots for path in root.rglob("result.json")}):
-        settings = asdict(read_settings(folder / "settings.json"))
+        settings = json.loads((folder / "settings.json").read_text())  # of any version
         if name_of({**settings, "arm": options(settings)}) not in known:
             row, predictions = read_run(folder, settings, date, machine)
             new.append({key: str(value) for key, value in row.items()})

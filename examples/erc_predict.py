@@ -26,7 +26,7 @@ from erc.files import InputError
 from erc.folder import RunFolder
 from erc.inputs import lay_out
 from erc.model import EmotionModel, load_encoder, precision
-from erc.settings import HEADS
+from erc.settings import ANEW, HEADS
 
 
 class Classifier:
@@ -36,7 +36,9 @@ class Classifier:
         folder = RunFolder(run)
         settings, result = folder.stored_settings(), folder.stored_result()
         if settings is None or result is None:
-            raise InputError(f"{run} is not the folder of a finished run")
+            raise InputError(
+                f"{run} is not the folder of a finished run: train it to its end with --resume, or name another folder"
+            )
         self.folder, self.settings, self.head = folder, settings, head or settings.selects_by
         self.labels = list(result["test"][self.head]["per_class_f1"])
         self.tokenizer, backbone = load_encoder(settings)
@@ -61,7 +63,7 @@ def stored(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is no file of a finished run of this version ({error}); train again") from error
+        raise InputError(f"{path} is no file of a finished run of this version ({error}); {ANEW}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,10 +35,10 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
 
 
 def exit_code(run: Callable[[], object], continues: str) -> int:
-    """Calls `run`. Unusable input and Ctrl-C become a line of text and an exit code."""
+    """Calls `run`. Unusable input, an OSError and Ctrl-C become a line of text and an exit code."""
     try:
         run()
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -113,11 +113,14 @@ def parsed(content: Any, shape: Any, place: str) -> Any:
         expected = "a list" if isinstance(shape, list) else f"an object with {', '.join(shape)}"
     except ValueError as error:
         expected = str(error)
-    raise InputError(f"{place}: expected {expected}; received {shortened(content)}")
+    received = "null, or the key is missing" if content is None else shortened(content)
+    raise InputError(f"{place}: expected {expected}; received {received}")
 
 
 def text(content: Any) -> str:
-    if not isinstance(content, str) or "\0" in content:
+    if not isinstance(content, str):
+        raise ValueError("text")
+    if "\0" in content:
         raise ValueError("text without NUL bytes")
     if content.encode(errors="ignore").decode() != content:  # half a surrogate pair, which is legal in JSON
         raise ValueError("text that UTF-8 can hold")

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .files import InputError
-from .settings import NAMES, Settings, read_settings
+from .settings import ANEW, HEADS, NAMES, Settings, read_settings
 
 FORMAT = "spcl-erc 3"  # of checkpoints
 FIGURES = ("curves.png", "confusion.png")  # of the report of a single run
@@ -41,18 +41,16 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder. A killed process keeps nobody out."""
+        """Keeps other processes from training in the folder, except on Windows. A killed process keeps nobody out."""
         self.check()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error}") from error
+        self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
                 import fcntl
 
                 descriptor = os.open(self.path, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
+                # A fork that outlives the process would keep the lock; nothing forks here.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
@@ -60,7 +58,7 @@ class RunFolder:
                     "with --output"
                 ) from None
             except (ImportError, OSError):
-                pass  # on Windows and some network file systems, which cannot lock a folder
+                pass  # Nothing is locked on Windows and on some network file systems.
             yield
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
@@ -89,7 +87,15 @@ class RunFolder:
 
     def stored_result(self) -> dict[str, Any] | None:
         """The result, if the run is finished."""
-        return json.loads(self.result.read_text(encoding="utf-8")) if self.result.exists() else None
+        if not self.result.exists():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+            if lacking := [head for head in HEADS if head not in result["dev"] or head not in result["test"]]:
+                raise ValueError(f"it lacks {', '.join(lacking)}")
+            return result
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{self.result} holds no result of this version ({error!r}); {ANEW}") from error
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one for each finished epoch."""
@@ -118,15 +124,19 @@ class RunFolder:
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill another file, then renames it to `path`: at any time `path` is complete or absent."""
-    unfinished = path.with_name(f"partial-{path.name}")
+    """Lets `write` fill another file, then renames it to `path`: at any time `path` is complete or absent.
+
+    After a power cut, a file system that reorders renames and deletions may have neither the new file nor the former.
+    """
+    unfinished = path.with_name(f"partial-{os.getpid()}-{path.name}")  # other processes may write the same report
     try:
         write(unfinished)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())  # else a power cut could leave the name without the content
         unfinished.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how writers report a full disk
-        free = shutil.disk_usage(path.parent).free / 2**20
+        place = next(filter(Path.exists, path.absolute().parents))  # the folder, unless it is gone
+        free = shutil.disk_usage(place).free / 2**20
         unfinished.unlink(missing_ok=True)
         raise InputError(
             f"{path} cannot be written: {error}; {free:.1f} MiB were free. Make room if that is too little, and "

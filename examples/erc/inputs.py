@@ -199,14 +199,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         input_ids[r, :length] = torch.tensor(one.ids[:length])
         turns[r, :length] = torch.tensor(one.turns[:length]) if one.turns else 0
     spans = [torch.arange(sample.start, sample.end) + row[i] * input_ids.shape[1] for i, sample in enumerate(samples)]
-    return Batch(
-        input_ids,
-        turns,
-        torch.cat(spans),
-        torch.tensor([0, *map(len, spans[:-1])]).cumsum(0),
-        torch.tensor([sample.label for sample in samples]),
-        by_turn=inputs[0].turns is not None,
-    )
+    offsets = torch.tensor([0, *map(len, spans[:-1])]).cumsum(0)
+    labels = torch.tensor([sample.label for sample in samples])
+    return Batch(input_ids, turns, torch.cat(spans), offsets, labels, by_turn=inputs[0].turns is not None)
 
 
 def share_inputs(samples: Sequence[Sample], indices: Sequence[int]) -> list[list[int]]:

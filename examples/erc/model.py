@@ -42,14 +42,12 @@ def load_encoder(settings: Settings) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
         # On a CPU and with inputs as short as these, plain attention is the faster one.
         attention = "sdpa" if torch.cuda.is_available() else "eager"
-        backbone = AutoModel.from_pretrained(
-            name, config=config, local_files_only=local, attn_implementation=attention
-        ).float()
+        backbone = AutoModel.from_pretrained(name, config=config, local_files_only=local, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise InputError(f"the encoder {settings.encoder} cannot be loaded: {error}") from error
     if tokenizer.model_max_length > config.max_position_embeddings:  # not stated by the tokenizer
         tokenizer.model_max_length = config.max_position_embeddings - 2  # RoBERTa's positions start at 2
-    return tokenizer, backbone
+    return tokenizer, backbone.float()
 
 
 class EmotionModel(nn.Module):
@@ -95,10 +93,8 @@ class EmotionModel(nn.Module):
                 rate = settings.encoder_rate if name.startswith("backbone.") else settings.head_rate
                 decay = WEIGHT_DECAY if parameter.ndim > 1 and parameter is not self.prototypes else 0.0
                 members.setdefault((rate, decay), []).append(parameter)
-        return [
-            {"params": parameters, "lr": rate, "full_rate": rate, "weight_decay": decay}
-            for (rate, decay), parameters in members.items()
-        ]
+        groups = ((*key, parameters) for key, parameters in members.items())
+        return [{"params": p, "lr": rate, "full_rate": rate, "weight_decay": decay} for rate, decay, p in groups]
 
 
 def loss_options(settings: Settings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ import spcl_loss
 
 from .data import plain_markdown, table
 from .evaluate import Guesses, paired_bootstrap
+from .files import InputError
 from .folder import RunFolder, atomically, write_json, write_text
 from .inputs import Sample
 from .settings import HEADS, NAMES, Settings
@@ -91,8 +93,15 @@ class Arm:
 def collect(roots: Iterable[Path]) -> list[Run]:
     """All finished runs in the folders or below them."""
     folders = map(RunFolder, sorted({path.parent.resolve() for root in roots for path in root.rglob("result.json")}))
-    stored = ((folder, folder.stored_settings(), folder.stored_result()) for folder in folders)
-    return [Run(f, settings, result, f.history()) for f, settings, result in stored if settings and result]
+    runs = []
+    for folder in folders:
+        try:
+            settings, result = folder.stored_settings(), folder.stored_result()
+            if settings and result:
+                runs.append(Run(folder, settings, result, folder.history()))
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return runs
 
 
 def by_dataset(runs: Sequence[Run]) -> dict[tuple[str, str], list[Arm]]:
@@ -264,12 +273,8 @@ def write_predictions(path: Path, labels: Sequence[str], splits: dict[str, list[
 def environment() -> dict[str, Any]:
     """Versions, machine and, in a checkout, the commit, with a plus where files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # git is not installed
-        commit = ""
     return {
-        "commit": commit or None,
+        "commit": (shutil.which("git") and subprocess.run(git, capture_output=True, text=True).stdout.strip()) or None,
         "spcl-loss": spcl_loss.__version__,
         "python": platform.python_version(),
         **{package.__name__: package.__version__ for package in (torch, transformers, accelerate, sklearn)},

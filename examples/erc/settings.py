@@ -119,6 +119,8 @@ def preset(name: str, dataset: str) -> dict[str, Any]:
 NAMES = tuple(setting.name for setting in fields(Settings))
 FORMER = {"memory_candidates": 0, "class_weights": False}  # settings of earlier versions, at values that change nothing
 
+ANEW = "train again in another folder, or with --overwrite"  # the remedy for a damaged run, or one of another version
+
 
 def read_settings(path: Path) -> Settings:
     """The settings of a stored run."""
@@ -126,7 +128,7 @@ def read_settings(path: Path) -> Settings:
         stored = json.loads(path.read_text(encoding="utf-8")).items()
         return Settings(**{name: value for name, value in stored if (name, value) not in FORMER.items()})
     except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no settings of this version: {error}") from error
+        raise InputError(f"{path} holds no settings of this version ({error}); {ANEW}") from error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

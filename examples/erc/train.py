@@ -1,10 +1,8 @@
 """Trains one model and scores it. `Training.train_epoch` is the loop that calls the loss."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -215,23 +213,16 @@ class Training:
         best = not before or scores[selects_by]["weighted_f1"] > max(before)
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
         line = {
-            "epoch": progress.epoch,
-            "updates": progress.update,
-            "samples": len(self.data.indices),
-            "seconds": time.monotonic() - self.began,
-            "contrastive_loss": contrastive,
-            "cross_entropy": cross_entropy,
-            "dev": scores,
-            "difficulty": progress.difficulty,
-            "diagnostics": self.diagnose(train),
-        }
+            "epoch": progress.epoch, "updates": progress.update, "samples": len(self.data.indices),
+            "seconds": time.monotonic() - self.began, "contrastive_loss": contrastive, "cross_entropy": cross_entropy,
+            "dev": scores, "difficulty": progress.difficulty, "diagnostics": self.diagnose(train),
+        }  # fmt: skip
         progress.history.append(line)
         if best:
             progress.best_epoch = progress.epoch
             if self.accelerator.is_main_process:
-                about = {"settings": json.dumps(asdict(self.settings)), "labels": json.dumps(self.corpus.labels)}
                 weights = {name: value.cpu().contiguous() for name, value in self.bare_model.state_dict().items()}
-                atomically(self.folder.best_of(progress.epoch), partial(save_file, weights, metadata=about))
+                atomically(self.folder.best_of(progress.epoch), partial(save_file, weights))
         dev = ", ".join(f"{head} {scores[head]['weighted_f1']:.4f}" for head in scores)
         self.accelerator.print(
             f"epoch {progress.epoch}/{self.settings.epochs}: contrastive loss {contrastive:.3f}, cross-entropy "
@@ -280,15 +271,10 @@ class Training:
             "dataset": self.corpus.name,
             **{name: getattr(settings, name) for name in arm},
             "train_samples": int(self.class_counts.sum()),
-            "epochs": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "selected_by": settings.selects_by,
-            "seconds": time.monotonic() - self.began,
-            "precision": self.accelerator.mixed_precision,
-            "processes": self.accelerator.num_processes,
-            "environment": environment(),
-            **scores,
-        }
+            "epochs": progress.epoch, "best_epoch": progress.best_epoch, "selected_by": settings.selects_by,
+            "seconds": time.monotonic() - self.began, "precision": self.accelerator.mixed_precision,
+            "processes": self.accelerator.num_processes, "environment": environment(), **scores,
+        }  # fmt: skip
         if self.accelerator.is_main_process:
             # For predictions on new dialogues: what the heads are fitted on.
             reference = {"features": train.features, "labels": train.labels, "class_counts": self.class_counts}

@@ -74,6 +74,18 @@ def test_runs_are_kept_once_and_compared_seed_by_seed(tmp_path):
     assert erc_runs.compare(rows, kept, "test")[0]["difference, weighted"] == "+16.7"  # half right, of either class
 
 
+def test_a_run_with_a_setting_of_an_earlier_version_is_an_arm_of_its_own(tmp_path):
+    table, archive, runs = tmp_path / "runs.csv", tmp_path / "runs.npz", tmp_path / "runs"
+    run_folder(runs / "now", Settings(), GOLD["dev"])
+    run_folder(runs / "former", Settings(), GOLD["dev"])
+    (path,) = (runs / "former").glob("*/settings.json")
+    path.write_text(json.dumps(asdict(Settings()) | {"memory_candidates": 16, "class_weights": False}))
+    assert erc_runs.add([runs], "2026-01-01", "a machine", table, archive) == 2
+    assert erc_runs.add([runs], "2026-01-02", "a machine", table, archive) == 0
+    plain = erc_runs.options(asdict(Settings()))
+    assert {row["arm"] for row in erc_runs.load(table, archive)[0]} == {plain, f"{plain} --memory-candidates 16"}
+
+
 def test_a_run_on_a_share_is_scored_on_the_dialogues_that_it_did_not_draw(tmp_path):
     corpus, folder = practice_corpus().first(12), tmp_path / "run"
     encoder = erc_tiny.encoder(tmp_path / "encoder")

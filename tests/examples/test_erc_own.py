@@ -71,7 +71,7 @@ def test_a_turn_without_a_label_is_context(own, tmp_path):
             [[{"speaker": "a", "text": "b", "label": "other"}]],
             r"\[0\]\[0\], label: expected one of .* \(the training file decides .*\); received 'other'",
         ),
-        ("test.json", [[{"speaker": "a"}]], r"\[0\]\[0\], text: expected text without NUL bytes; received None"),
+        ("test.json", [[{"speaker": "a"}]], r"\[0\]\[0\], text: expected text; received null, or the key is missing"),
         ("test.json", [], "expected dialogues; received none"),
     ],
 )
@@ -115,10 +115,21 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(run, own, tmp_path, cap
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert error(tmp_path) == f"error: {tmp_path} is not the folder of a finished run"
+    remedy = "train it to its end with --resume, or name another folder"
+    assert error(tmp_path) == f"error: {tmp_path} is not the folder of a finished run: {remedy}"
     assert error(run) == f"error: {dialogues}: expected dialogues; received none"
     dialogues.unlink()
     assert f"{dialogues}: not readable as JSON" in error(run)
     dialogues.write_bytes((own / "dev.json").read_bytes())
     (tmp_path / "run" / "reference.safetensors").write_bytes(b"broken off")
     assert "reference.safetensors is no file of a finished run of this version" in error(tmp_path / "run")
+    result, remedy = tmp_path / "run" / "result.json", "train again in another folder, or with --overwrite"
+    stored = json.loads(result.read_text())
+    del stored["test"]["prototype"]  # of a version that had fewer heads
+    for content in (json.dumps(stored), "{", "[]", "{}"):
+        result.write_text(content)
+        line = error(tmp_path / "run")
+        assert line.startswith(f"error: {result} holds no result of this version (") and line.endswith(remedy)
+    result.unlink()
+    result.mkdir()
+    assert str(result) in error(tmp_path / "run")  # an OSError

@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import json
 import re
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,20 @@ def test_an_interrupted_comparison_goes_on_with_the_run_that_it_was_in(encoder, 
 
 def test_the_report_can_be_made_from_folders_of_any_name(finished, tmp_path):
     assert reproduce.main(["--report", str(finished / "runs"), "--output", str(tmp_path)]) == 0
+    assert read_page(tmp_path) == read_page(finished)
+
+
+def test_a_run_of_an_earlier_version_is_left_out_of_the_report(finished, tmp_path, capsys):
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    one = sorted((tmp_path / "runs").iterdir())[0]
+    (tmp_path / "runs" / "former").mkdir()
+    for file in one.iterdir():
+        shutil.copy(file, tmp_path / "runs" / "former")
+    settings = tmp_path / "runs" / "former" / "settings.json"
+    settings.write_text(json.dumps(read(settings) | {"memory_candidates": 16}))
+    assert reproduce.main(["--report", str(tmp_path / "runs"), "--output", str(tmp_path)]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: "))
+    assert str(settings) in line
     assert read_page(tmp_path) == read_page(finished)
 
 

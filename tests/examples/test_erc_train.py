@@ -80,8 +80,6 @@ def test_the_folder_holds_what_was_promised(finished):
     for name in FIGURES:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     with safe_open(folder / "best.safetensors", "pt") as best:
-        assert json.loads(best.metadata()["labels"]) == list(erc_tiny.LABELS)
-        assert json.loads(best.metadata()["settings"])["objective"] == settings.objective
         assert "head.weight" in set(best.keys())
 
 
@@ -217,7 +215,7 @@ def test_a_checkpoint_broken_off_leaves_the_one_before_a_spoilt_one_is_named(enc
             train.train(settings, erc_tiny.corpus(), folder, checkpoint_every=2)
     newest = folder / "checkpoint-0000-0000004.pt"
     assert RunFolder(folder).checkpoints() == [newest]
-    assert "partial-checkpoint-0001-0000000.pt" in files(folder)
+    assert f"partial-{os.getpid()}-checkpoint-0001-0000000.pt" in files(folder)
     whole_state = read_checkpoint(newest)
     assert whole_state["progress"]["batch"] == 4
     assert set(whole_state) == {"format", "random", "model", "optimizer", "criterion", "sampler", "progress"}

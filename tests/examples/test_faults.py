@@ -87,6 +87,21 @@ def test_a_full_disk_keeps_the_file_and_says_what_to_do(failure, tmp_path):
         atomically(tmp_path / "checkpoint", write)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     assert (tmp_path / "checkpoint").read_text(encoding="utf-8") == "old"
+    with pytest.raises(faults.InputError, match=r"checkpoint cannot be written: .*MiB were free\. Make room"):
+        atomically(tmp_path / "gone" / "checkpoint", write)
+
+
+def test_two_processes_can_write_one_report_at_a_time(tmp_path, monkeypatch):
+    report = tmp_path / "report.md"
+
+    def write(partial):
+        partial.write_text("first", encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: -1)
+            atomically(report, lambda other: other.write_text("second", encoding="utf-8"))
+
+    atomically(report, write)
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [("report.md", "first")]
 
 
 class Bad(http.server.BaseHTTPRequestHandler):
