@@ -201,9 +201,10 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
 
 
 def draw(lines: list[dict[str, str]], path: Path) -> None:
-    """The differences with their intervals, one panel for each F1."""
+    """The differences of SPCL with their intervals, one panel for each F1."""
     from matplotlib import pyplot as plt
 
+    lines = [line for line in lines if "--objective ce" not in line["arm"]]
     size = (11, 0.9 + 0.3 * len(lines))
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained", facecolor="white")
     for axis, average in zip(axes, ("weighted", "macro"), strict=True):
