@@ -117,6 +117,7 @@ def score_rest(folder: Path) -> tuple[dict[str, Any], Kept]:
     kept["dialogue"] = np.array([name for name, _ in labelled])
     left_out = ~np.isin(kept["dialogue"], list(drawn))
     rest = tuple(dialogue for dialogue in corpus.train if dialogue.id not in drawn)
+    # reference.safetensors would hold the encoded training turns, but runs of earlier versions have none.
     learned, others = (lay_out(dialogues, run.tokenizer, settings).samples for dialogues in (part, rest))
     labels = [sample.label for sample in learned]
     fitted_on = [learned[i] for i in reference_samples(labels, settings.reference_turns, settings.seed)]

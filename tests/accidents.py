@@ -4,7 +4,7 @@
     python tests/accidents.py --only "killed, two processes"  # one kind
 
 The training is a small one of this file: encoder with dropout, loss with memory, optimizer, sampler, a checkpoint after
-every step. `--erc` kills the ERC example on a tiny corpus and encoder instead. This process imports PyTorch once, and
+every step. One accident kills the ERC example on a tiny corpus and encoder. This process imports PyTorch once, and
 every training runs in forks of it. To survive means: the training is continued and ends with the same bits as one that
 nothing happened to, or it ends with an error where it cannot go on. This program needs Linux.
 """
