@@ -12,6 +12,7 @@ nothing happened to, or it ends with an error where it cannot go on. This progra
 import argparse
 import datetime
 import itertools
+import multiprocessing
 import os
 import random
 import resource
@@ -21,19 +22,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch._dynamo  # optimizers import it at their first step; once is enough for all forks
 import torch.distributed as dist
 from torch.utils.data import DataLoader, TensorDataset
 
 from spcl_loss import DifficultyCurriculumSampler, SupervisedPrototypicalContrastiveLoss, prototype_difficulty
 from support.same import same
 
-PATIENCE = 60  # seconds that ranks wait for one another, where none is lost
 EPOCHS = 3
 
 
@@ -98,143 +98,117 @@ def save(state: dict, path: Path) -> None:
     partial_file.replace(path)
 
 
-def train_erc(rank: int, ranks: int, folder: Path) -> None:
-    """The ERC example, in as many processes."""
-    import erc_tiny
-    from erc import train as erc
-
-    settings = erc_tiny.settings(str(folder.parent / "encoder"), epochs=2)
-    erc.train(settings, erc_tiny.corpus(), folder / "run", resume=True, checkpoint_every=1)
-
-
-def make_encoder(rank: int, ranks: int, folder: Path) -> None:
-    import erc_tiny
-
-    erc_tiny.encoder(folder)
-
-
 # Processes.
 
 
-class Processes:
-    """Forks of this process, one a rank, that run `target(rank, ranks, folder)`."""
+class Ranks:
+    """A training in forks of this process, one a rank. What they print goes to a file."""
 
-    count = itertools.count()
+    stores = itertools.count()
 
-    def __init__(
-        self, target: Callable, ranks: int, folder: Path, timeout: float = PATIENCE, log: Path | None = None
-    ) -> None:
+    def __init__(self, train: Callable, ranks: int, folder: Path, timeout: float = 60) -> None:
         folder.mkdir(exist_ok=True, parents=True)
-        store = folder.parent / f"store-{next(self.count)}"
-        self.log = log or folder.parent / "log"
+        self.log = folder.parent / "log"
         self.log.write_bytes(b"")
-        self.began = time.monotonic()
-        self.running = {self._fork(target, rank, ranks, folder, store, timeout): rank for rank in range(ranks)}
-        self.first = min(self.running)
-        self.ended: dict[int, tuple[int, float]] = {}  # by rank: exit code and seconds
+        store = folder.parent / f"store-{next(self.stores)}"
+        fork = multiprocessing.get_context("fork")
+        arguments = [(train, rank, ranks, folder, store, timeout) for rank in range(ranks)]
+        self.processes = [fork.Process(target=self._run, args=own) for own in arguments]
+        for process in self.processes:
+            process.start()
 
-    def _fork(self, target, rank, ranks, folder, store, timeout) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            log = os.open(self.log, os.O_WRONLY | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            torch.set_num_threads(1)
-            if ranks > 1:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
-                dist.init_process_group(
-                    "gloo", store=dist.FileStore(str(store), ranks), rank=rank, world_size=ranks,
-                    timeout=datetime.timedelta(seconds=timeout),
-                )  # fmt: skip
-            target(rank, ranks, folder)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
+    def _run(self, train, rank, ranks, folder, store, timeout) -> None:
+        log = os.open(self.log, os.O_WRONLY | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        torch.set_num_threads(1)
+        if ranks > 1:
+            dist.init_process_group(
+                "gloo", store=dist.FileStore(str(store), ranks), rank=rank, world_size=ranks,
+                timeout=datetime.timedelta(seconds=timeout),
+            )  # fmt: skip
+        train(rank, ranks, folder)
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Waits for the end. Kills all as soon as the first has used so many seconds of CPU; says whether none was."""
-        while self.running:
-            if seconds is not None and self._cpu_seconds() >= seconds:
-                self.kill()
-                return False
-            self._collect()
-            time.sleep(0.001)
-        return True
+    def all_alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
 
-    def _cpu_seconds(self) -> float:
-        if self.first not in self.running:  # it has ended, and its clock with it
-            return 0.0
-        return time.clock_gettime((~self.first << 3) | 2)  # Linux's number for the clock of a process
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
 
-    def _collect(self) -> None:
-        for pid in list(self.running):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                self.ended[self.running.pop(pid)] = os.waitstatus_to_exitcode(status), time.monotonic() - self.began
+    def exit_codes(self) -> list[int]:
+        for process in self.processes:
+            process.join()
+        return [process.exitcode for process in self.processes]
 
-    def kill(self, rank: int | None = None, with_signal: int = signal.SIGKILL) -> None:
-        """Kills all processes and waits for their end, or sends a signal to that of one rank."""
-        for pid in [pid for pid in self.running if rank in (None, self.running[pid])]:
-            os.kill(pid, with_signal)
-        while rank is None and self.running:
-            self._collect()
-            time.sleep(0.001)
-
-    def failed(self) -> str:
-        """What the processes said, if one ended with an error."""
-        if all(code == 0 for code, _ in self.ended.values()):
-            return ""
-        return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    def error(self) -> str:
+        """Waits for the end. Returns what the processes said if one has ended with an error, else nothing."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-2000:] if any(self.exit_codes()) else ""
 
 
-def complete(target: Callable, ranks: int, folder: Path) -> None:
+def complete(train: Callable, ranks: int, folder: Path) -> None:
     """Runs the training to its end."""
-    processes = Processes(target, ranks, folder)
-    processes.wait()
-    if said := processes.failed():
-        raise RuntimeError(said)
+    if error := Ranks(train, ranks, folder).error():
+        raise RuntimeError(error)
 
 
-def finals(folder: Path):
+def is_killed(train: Callable, ranks: int, folder: Path, changes: int, seconds: float) -> bool:
+    """Kills the training this time after so many changes of its folder. False if it has ended before."""
+    processes, last = Ranks(train, ranks, folder), 0
+    while changes > 0 and processes.all_alive():
+        now = folder.stat().st_mtime_ns
+        changes, last = changes - (now != last), now
+        time.sleep(0.0005)
+    time.sleep(seconds)
+    processes.kill()
+    if -signal.SIGKILL in processes.exit_codes():
+        return True
+    if error := processes.error():
+        raise RuntimeError(error)
+    return False
+
+
+def result(folder: Path):
     """What a training has left in its folder, without times."""
     if (folder / "final.pt").exists():
         return torch.load(folder / "final.pt", weights_only=True)
     from test_erc_train import outcome
 
-    return list(outcome(folder / "run"))
+    return list(outcome(folder))
 
 
 # The accidents. Each tries something, and gives how often, how often it was survived, and what else there is to say.
 
 
-def killed(ranks: int, place: Path, kills: int, target: Callable = train) -> tuple[int, int, str]:
-    """SIGKILL at random moments, measured in the first process's time on the CPU."""
-    draw = random.Random(ranks)
-    began = os.times()
-    complete(target, ranks, place / "whole")
-    whole, ended = finals(place / "whole"), os.times()
-    cpu = (ended.children_user + ended.children_system - began.children_user - began.children_system) / ranks
-    done = survived = runs = 0
+def killed(ranks: int, place: Path, kills: int, train: Callable = train) -> tuple[int, int, str]:
+    """SIGKILL after 0 to 20 changes of the training's folder: a checkpoint is one file written, then renamed."""
+    complete(train, ranks, place / "whole")
+    whole, draw = result(place / "whole"), random.Random(ranks)
+    done = survived = trainings = 0
     while done < kills:
-        folder, of_run = place / f"run-{runs}", 0
-        while done + of_run < kills:
-            processes = Processes(target, ranks, folder)
-            if processes.wait(draw.uniform(0, 0.6 * cpu)):
-                if said := processes.failed():
-                    raise RuntimeError(said)
-                break
-            of_run += 1
-        complete(target, ranks, folder)
-        done, runs = done + of_run, runs + 1
-        survived += of_run if same(finals(folder), whole) else 0
-    return done, survived, f"kills, in {runs} trainings that ended with the same bits"
+        folder, before = place / f"run-{trainings}", done
+        while done < kills and is_killed(train, ranks, folder, draw.randint(0, 20), draw.uniform(0, 0.01)):
+            done += 1
+        complete(train, ranks, folder)
+        trainings += 1
+        survived += (done - before) * same(result(folder), whole)
+    return done, survived, f"kills, in {trainings} trainings that ended with the same bits"
+
+
+def killed_erc(place: Path, kills: int) -> tuple[int, int, str]:
+    """The same with the ERC example on a tiny corpus and encoder."""
+    sys.path += [str(Path(__file__).parents[1] / "examples"), str(Path(__file__).parent / "examples")]
+    import erc_tiny
+    from erc import train as erc
+
+    encoder = str(place / "encoder")
+    complete(lambda *_: erc_tiny.encoder(encoder), 1, place)  # in a fork, as all that computes
+
+    def train(rank: int, ranks: int, folder: Path) -> None:
+        settings = erc_tiny.settings(encoder, epochs=2)
+        erc.train(settings, erc_tiny.corpus(), folder, resume=True, checkpoint_every=1)
+
+    return killed(1, place, kills, train)
 
 
 def full_disk(place: Path, tries: int, may_mount: bool) -> tuple[int, int, str]:
@@ -243,33 +217,30 @@ def full_disk(place: Path, tries: int, may_mount: bool) -> tuple[int, int, str]:
     The disk is a tmpfs, if one may be mounted, else a limit of file sizes takes its place.
     """
     complete(train, 1, place / "whole")
-    whole, draw, survived = finals(place / "whole"), random.Random(0), 0
+    whole, draw, survived = result(place / "whole"), random.Random(0), 0
     size = (place / "whole" / "checkpoint.pt").stat().st_size
     disk, ballast = place / "disk", place / "disk" / "ballast"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={10 * size}", "none", str(disk)]
     mounted = may_mount and subprocess.run(mount, capture_output=True).returncode == 0
     try:
-        for number in range(tries):
-            folder, full_from = disk / f"run-{number}", draw.randint(1, 30)
+        for _ in range(tries):
+            full_from = draw.randint(1, 30)
 
             def fill(step: int, full_from: int = full_from) -> None:
-                if step != full_from:
-                    return
-                if mounted:
+                if step == full_from and mounted:
                     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - size // 2))
-                else:
+                elif step == full_from:
                     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-            processes = Processes(partial(train, after_step=fill), 1, folder, log=place / "log")
-            processes.wait()
-            refused = processes.failed()
-            kept = torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == full_from
+            refused = Ranks(partial(train, after_step=fill), 1, disk).error()
+            kept = torch.load(disk / "checkpoint.pt", weights_only=True)["step"] == full_from
             ballast.unlink(missing_ok=True)
-            complete(train, 1, folder)
-            survived += bool(refused) and kept and same(finals(folder), whole)
-            shutil.rmtree(folder)
+            complete(train, 1, disk)
+            survived += bool(refused) and kept and same(result(disk), whole)
+            for path in disk.iterdir():
+                path.unlink()
     finally:
         if mounted:
             subprocess.run(["umount", str(disk)], check=True)
@@ -277,37 +248,31 @@ def full_disk(place: Path, tries: int, may_mount: bool) -> tuple[int, int, str]:
     return tries, survived, f"trainings on {how} ended with an error, kept the last checkpoint and were continued"
 
 
-def lost_rank(how: str, place: Path, tries: int, timeout: float) -> tuple[int, int, str]:
-    """One of three ranks dies or hangs: the others must end with an error within the timeout."""
-    survived, longest, ranks = 0, 0.0, 3
+def lost_rank(how: signal.Signals, place: Path, tries: int, timeout: float) -> tuple[int, int, str]:
+    """One of three ranks dies (SIGKILL) or hangs (SIGSTOP): the others must end with an error within the timeout."""
+    survived, longest = 0, 0.0
     for lost in range(tries):
-        mark = place / f"run-{lost}" / "lost"
+        folder = place / f"run-{lost}"
+        mark = folder / "lost"
 
         def lose(step: int, lost: int = lost, mark: Path = mark) -> None:
             if step == 4 and dist.get_rank() == lost:
                 mark.touch()
-                if how == "dies":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                os.kill(os.getpid(), signal.SIGSTOP)
+                os.kill(os.getpid(), how)
 
-        processes = Processes(partial(train, after_step=lose), ranks, mark.parent, timeout)
-        while not mark.exists() and len(processes.running) == ranks:
+        processes = Ranks(partial(train, after_step=lose), 3, folder, timeout)
+        while not mark.exists() and processes.all_alive():
             time.sleep(0.01)
-            processes._collect()
-        began = time.monotonic()
-        while len(processes.running) > (how == "hangs") and time.monotonic() - began < timeout + 60:
-            processes._collect()
-            time.sleep(0.01)
+        began, others = time.monotonic(), [p for rank, p in enumerate(processes.processes) if rank != lost]
+        for process in others:
+            process.join(max(0, began + timeout + 60 - time.monotonic()))
         seconds = time.monotonic() - began
-        others = [code for rank, (code, _) in processes.ended.items() if rank != lost]
+        survived += mark.exists() and [p.exitcode for p in others] == [1, 1] and seconds < timeout + 10
         longest = max(longest, seconds)
-        survived += others == [1, 1] and seconds < timeout + 10
         processes.kill()
-    return (
-        tries,
-        survived,
-        f"times the others ended with an error, after at most {longest:.0f} s (timeout {timeout:g} s)",
-    )
+        processes.exit_codes()
+    about = f"times the others ended with an error, after at most {longest:.0f} s (timeout {timeout:g} s)"
+    return tries, survived, about
 
 
 def jumping_clock(place: Path) -> tuple[int, int, str]:
@@ -326,25 +291,18 @@ def jumping_clock(place: Path) -> tuple[int, int, str]:
 
         train(rank, ranks, folder, age)
 
-    for _ in range(3):
-        Processes(jumps, 1, place / "run").wait()
-    return 1, int(same(finals(place / "run"), finals(place / "whole"))), "training of three lives with the same bits"
-
-
-def killed_erc(place: Path, kills: int) -> tuple[int, int, str]:
-    sys.path += [str(Path(__file__).parents[1] / "examples"), str(Path(__file__).parent / "examples")]
-    import erc.train  # noqa: F401  # once, for all forks
-
-    complete(make_encoder, 1, place / "encoder")
-    return killed(1, place, kills, train_erc)
+    ends = [Ranks(jumps, 1, place / "run").exit_codes() for _ in range(3)]
+    same_bits = same(result(place / "run"), result(place / "whole"))
+    survived = same_bits and ends == [[-signal.SIGKILL], [-signal.SIGKILL], [0]]
+    return 1, int(survived), "training of three lives with the same bits"
 
 
 ACCIDENTS: dict[str, Callable[[Path, argparse.Namespace], tuple[int, int, str]]] = {
     "killed, one process": lambda place, args: killed(1, place, args.kills),
     "killed, two processes": lambda place, args: killed(2, place, args.kills),
     "full disk": lambda place, args: full_disk(place, args.tries, args.mount),
-    "a rank dies": lambda place, args: lost_rank("dies", place, args.tries, args.timeout),
-    "a rank hangs": lambda place, args: lost_rank("hangs", place, args.tries, args.timeout),
+    "a rank dies": lambda place, args: lost_rank(signal.SIGKILL, place, args.tries, args.timeout),
+    "a rank hangs": lambda place, args: lost_rank(signal.SIGSTOP, place, args.tries, args.timeout),
     "clock jumps": lambda place, args: jumping_clock(place),
     "killed, ERC example": lambda place, args: killed_erc(place, args.erc_kills),
 }

@@ -2,10 +2,10 @@
 
     python tests/soak.py --steps 100000                       # what `make soak` runs
 
-The loss and its memory run at a small size, eagerly and compiled. The same few batches come again and again, so what
-the queues must hold is known at every step without a second memory. Ten times in a run the queues are compared with
-that to the bit, the prototypes with the means of all support sets, and loss and gradient with float64 loops. The
-sampler goes through its epochs and observes scores, which plain Python keeps too.
+The loss and its memory run at a small size, eagerly and compiled, on a few batches that come again and again. Ten times
+in a run the queues are compared to the bit with what plain Python has kept, the prototypes with the means of all
+support sets, and loss and gradient with float64 loops. The sampler goes through its epochs and observes scores, which
+plain Python keeps too.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,48 +39,39 @@ class Training:
         self.criterion = SupervisedPrototypicalContrastiveLoss(C, D, queue_size=M, support_size=K)
         self.call = self.criterion if backend is None else torch.compile(self.criterion, backend=backend)
         self.order = torch.randint(POOL, (1009,), generator=generator).tolist()
+        self.newest = [deque([torch.zeros(D)] * M, M) for _ in range(C)]
+        self.entered = [0] * C
+
+    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self.order[number % len(self.order)]
+        return self.rows[batch], self.labels[batch]
 
     def step(self, number: int) -> torch.Tensor:
-        batch = self.order[number % len(self.order)]
-        embeddings = self.rows[batch].clone().requires_grad_()
-        loss = self.call(embeddings, self.labels[batch])
+        rows, labels = self.batch(number)
+        embeddings = rows.clone().requires_grad_()
+        loss = self.call(embeddings, labels)
         loss.backward()
+        for row, label in zip(rows, labels.tolist(), strict=True):
+            if label >= 0:
+                self.newest[label].append(row)
+                self.entered[label] += 1
         return torch.cat([loss.detach().view(1), embeddings.grad.flatten()])
 
     def checked_step(self, number: int) -> float:
         """Compares what `number` steps have left, and what one more gives. Returns the largest relative deviation."""
         memory = self.criterion.memory
-        assert torch.equal(memory.queue, self.remembered(number)), f"the queues after {number} steps"
-        assert memory.cursors.tolist() == self.entered(number), f"the cursors after {number} steps"
+        queue = [torch.stack(list(rows)).roll(n, 0) for rows, n in zip(self.newest, self.entered, strict=True)]
+        assert torch.equal(memory.queue, torch.stack(queue)), f"the queues after {number} steps"
+        assert memory.cursors.tolist() == self.entered, f"the cursors after {number} steps"
         assert int(memory.draws) == number, f"the draws after {number} steps"
         prototypes, _ = memory.prototypes(advance=False)
         subsets = torch.tensor(list(itertools.combinations(range(M), K)))
         means = memory.queue.double()[:, subsets].mean(2)  # (C, subsets, D)
         of_prototypes = (prototypes[:, None] - means).abs().amax(2).amin(1).max() / means.abs().max()
-        batch = self.order[number % len(self.order)]
-        value, gradient, _ = oracle.value_and_gradients(
-            oracle.loss, self.rows[batch].double(), self.labels[batch], prototypes.double()
-        )
+        rows, labels = self.batch(number)
+        value, gradient, _ = oracle.value_and_gradients(oracle.loss, rows.double(), labels, prototypes.double())
         exact = torch.cat([value.view(1), gradient.flatten()])
         return max(float(of_prototypes), float((self.step(number) - exact).abs().max() / exact.abs().max()))
-
-    def remembered(self, number: int) -> torch.Tensor:
-        """(C, M, D) what the queues hold after so many steps, from the batches alone."""
-        queue, entered = torch.zeros(C, M, D), self.entered(number)
-        missing, step = [M] * C, number
-        while any(missing):
-            step -= 1
-            batch = self.order[step % len(self.order)]
-            for row, label in zip(reversed(self.rows[batch]), reversed(self.labels[batch].tolist()), strict=True):
-                if label >= 0 and missing[label]:
-                    queue[label, (entered[label] - 1 - M + missing[label]) % M] = row
-                    missing[label] -= 1
-        return queue
-
-    def entered(self, number: int) -> list[int]:
-        rounds, rest = divmod(number, len(self.order))
-        labels = self.labels[self.order]
-        return [int(rounds * (labels == c).sum() + (labels[:rest] == c).sum()) for c in range(C)]
 
 
 class Epochs:

@@ -1,6 +1,5 @@
 """A short version of `make soak`, and that its checks notice faults; parts of the other programs of this folder."""
 
-import ast
 import json
 import math
 import os
@@ -75,24 +74,64 @@ def test_every_run_has_ten_parts():
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 spells tuples otherwise than mutation.json")
 def test_every_explained_change_of_the_code_exists():
-    for module, explained in json.loads((mutation.TESTS / "mutation.json").read_text(encoding="utf-8")).items():
-        tree = ast.parse((mutation.SOURCE / module).read_text(encoding="utf-8"))
-        assert explained.keys() - {f"{c.function}: {c.what}" for c in mutation.changes(module, tree)} == set()
+    for module, explained in json.loads(mutation.RECORD.read_text(encoding="utf-8"))["explained"].items():
+        assert explained.keys() - {change.name for change in mutation.changes(module)} == set()
+
+
+def test_changes_of_the_code_have_different_names():
+    names = [change.name for change in mutation.changes("_checks.py")]
+    assert len(names) == len(set(names)) > 100
+
+
+def run(program):
+    """What the program says, in a process of its own."""
+    return subprocess.run([sys.executable, "-c", program], cwd=mutation.TESTS, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no forks")
 @pytest.mark.parametrize(
     ("call", "last_line"),
     [
-        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("1 / 0", "RuntimeError: the process of the tests ended with exit code 1"),
         ("os._exit(3)", "RuntimeError: the process of the tests ended with exit code 3"),
         ("os.abort()", "mutation.KilledError: SIGABRT ended the process of the tests"),
     ],
 )
 def test_only_a_signal_counts_as_the_end_of_a_changed_program(call, last_line):
-    program = f"import os, mutation; mutation.in_a_fork(lambda: {call})"
-    said = subprocess.run([sys.executable, "-c", program], cwd=mutation.TESTS, capture_output=True, text=True)
+    said = run(f"import os, mutation; mutation.in_a_fork(lambda: {call})")
     assert said.stderr.strip().splitlines()[-1] == last_line
+
+
+def test_a_change_replaces_code_defaults_and_constants():
+    """Of functions that others have imported, and of classes."""
+    program = """
+import mutation
+from spcl_loss import _checks, difficulty, memory
+
+def outcome():
+    try:
+        return memory.check_size("x", 1)
+    except ValueError:
+        return "refused"
+
+program = mutation.Program()
+for module, name in [
+    ("_checks.py", "check_size: if value <= minimum:"),
+    ("_checks.py", "check_size: def check_size(name: str, value: int, minimum: int=2"),
+    ("difficulty.py", ": _BLOCK_ELEMENTS = 2 << 20"),
+    ("_numerics.py", "_UnitRows: generate_vmap_rule = False"),
+]:
+    change = next(change for change in mutation.changes(module) if change.name.startswith(name))
+    program.run_instead(module, change.code())
+    print(outcome(), difficulty._BLOCK_ELEMENTS >> 20, difficulty.unit_rows.__globals__["_UnitRows"].generate_vmap_rule)
+    path = mutation.SOURCE / module
+    program.run_instead(module, compile(path.read_text(encoding="utf-8"), path, "exec"))
+print(outcome(), difficulty._BLOCK_ELEMENTS >> 20)
+"""
+    said = run(program)
+    assert said.stdout.splitlines() == ["refused 1 True", "refused 1 True", "None 2 True", "None 1 False", "None 1"], (
+        said.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -170,17 +171,21 @@ def test_accidents_are_survived():
 
 
 @linux
-def test_a_clock_that_cannot_be_read_is_an_error(monkeypatch):
+def test_a_training_that_fails_is_no_kill(tmp_path):
+    """In a process of its own, which forks."""
     import accidents
 
-    def refuse(clock):
-        raise OSError("no such clock")
-
-    processes = object.__new__(accidents.Processes)
-    processes.running, processes.first = {1: 0}, 1
-    monkeypatch.setattr(time, "clock_gettime", refuse)
-    with pytest.raises(OSError, match="no such clock"):
-        processes.wait(1.0)
+    program = f"""
+import accidents, pathlib
+def train(rank, ranks, folder):
+    raise OSError("no such disk")
+accidents.is_killed(train, 1, pathlib.Path({str(tmp_path / "run")!r}), changes=1, seconds=0)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(accidents.__file__).parent, capture_output=True, text=True
+    )
+    assert said.returncode == 1
+    assert "RuntimeError" in said.stderr and "OSError: no such disk" in said.stderr
 
 
 @linux
