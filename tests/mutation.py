@@ -41,7 +41,7 @@ FILES = {  # module: the files of tests that concern it
     "difficulty.py": ("difficulty",),
     "curriculum.py": ("curriculum",),
     "_sampling.py": ("sampling", "curriculum"),
-    "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages"),
+    "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages", "checks"),
     "_numerics.py": ("loss", "operator", "similarity"),
     "_similarity/dense.py": ("similarity", "operator", "loss"),
     "_similarity/strips.py": ("similarity", "operator", "loss"),
@@ -142,7 +142,7 @@ def _first_line(statement) -> str:
 
 
 def _variants(node):
-    """(attribute of the node, other value) of each change."""
+    """(attribute of the node, other value) of each change. All names stay in use: functions keep their variables."""
     match node:
         case ast.Compare():
             for at, operator in enumerate(node.ops):
@@ -165,7 +165,7 @@ def _variants(node):
                     swapped = [ast.keyword(one.arg, two.value), ast.keyword(two.arg, one.value)]
                     yield "keywords", [*keywords[:at], *swapped, *keywords[at + 2 :]]
         case ast.Return(value=ast.expr()) if ast.unparse(node) != "return None":
-            yield "value", ast.Constant(None)
+            yield "value", ast.IfExp(ast.Constant(False), node.value, ast.Constant(None))
     if isinstance(node, ast.If | ast.While | ast.IfExp) and not isinstance(node.test, ast.Compare | ast.UnaryOp):
         yield "test", ast.UnaryOp(ast.Not(), node.test)
 
@@ -182,7 +182,7 @@ def _deletions(node):
                     ast.Expr() | ast.AugAssign() | ast.Raise() | ast.Delete()
                     | ast.Assign(targets=[ast.Attribute() | ast.Subscript(), *_])
                 ):  # fmt: skip
-                    never = ast.If(ast.Constant(False), [statement], [])  # its names stay known to the compiler
+                    never = ast.If(ast.Constant(False), [statement], [])
                     yield field, [*statements[:at], never, *statements[at + 1 :]], statement
 
 
@@ -211,11 +211,14 @@ class Program:
         return function.__code__.co_filename, function.__code__.co_firstlineno, function.__qualname__
 
     def run_instead(self, module: str, code, probe: Callable | None = None) -> None:
-        """Lets the program go on with this code of the module."""
+        """Lets the program go on with this code of the module. Raises ImportError if the code itself fails."""
         name = "spcl_loss." + module.removesuffix(".py").replace("/", ".")
         old, new = sys.modules[name], types.ModuleType(name)
         old.probe = new.probe = probe
-        exec(code, vars(new))
+        try:
+            exec(code, vars(new))
+        except Exception as error:
+            raise ImportError(f"{type(error).__name__}: {error}") from error
         for function in gc.get_objects():
             if type(function) is types.FunctionType and function.__globals__ is vars(new):
                 for before in self.functions[self.key(function)]:
@@ -352,17 +355,18 @@ class Loop:
         return seconds, [own | self.of_fixtures[item.path] for own, item in zip(reached, self.items, strict=True)]
 
     def tests_of(self, change: Change) -> list[int]:
-        """The tests that may notice the change, the quickest first."""
+        """The tests that may notice the change: one of every function, then another of each; the quickest first."""
         places = {(change.module, line) for line in change.lines or ()}
-        found, total = [], 0.0
+        rounds, of_function = [], Counter()
         for number in sorted(range(len(self.items)), key=self.seconds.__getitem__):
-            concerns = self.items[number].path.stem.removeprefix("test_") in FILES[change.module]
+            item = self.items[number]
+            concerns = item.path.stem.removeprefix("test_") in FILES[change.module]
             if concerns and (change.lines is None or not places.isdisjoint(self.reached[number])):
-                total += self.seconds[number]
-                if self.seconds[number] > SLOW or total > BUDGET:
-                    break
-                found.append(number)
-        return found
+                rounds.append((of_function[item.function], self.seconds[number], number))
+                of_function[item.function] += 1
+        quick = [(seconds, number) for _, seconds, number in sorted(rounds) if seconds <= SLOW]
+        sums = itertools.accumulate(seconds for seconds, _ in quick)
+        return [number for (_, number), so_far in zip(quick, sums, strict=True) if so_far <= BUDGET]
 
     def noticed_by(self, change: Change) -> str:
         """The first test that fails, or what else the change led to; nothing if it went unnoticed."""
@@ -370,8 +374,8 @@ class Loop:
 
         try:
             self.program.run_instead(change.module, change.code())
-        except Exception as error:
-            return f"the import, {type(error).__name__}"
+        except ImportError as error:
+            return str(error)
         for number, following in itertools.pairwise([*self.tests_of(change), None]):
             limit = math.ceil(time.process_time() + 2 + 10 * self.seconds[number])
             resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
