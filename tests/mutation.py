@@ -395,11 +395,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Changes the library, and counts the changes that its tests notice.")
     parser.add_argument("--sample", type=int, default=300, help="how many of all changes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--modules", nargs="+", default=list(FILES), choices=list(FILES), help="only their changes")
     parser.add_argument("--only", metavar="MODULE:LINE", help="all changes of this line")
     args = parser.parse_args()
     every = {module: list(changes(module)) for module in FILES}
-    chosen = [change for change in sample(every, args.sample, args.seed) if change.module in args.modules]
+    chosen = list(sample(every, args.sample, args.seed))
     if args.only:
         module, line = args.only.split(":")
         chosen = [change for change in every[module] if int(line) in (change.lines or ())]
@@ -416,7 +415,7 @@ def main() -> int:
     low, high = interval(noticed, possible)
     print(f"{len(chosen)} of {sum(map(len, every.values()))} changes; noticed {noticed / max(1, possible):.1%} of "
           f"those that can be noticed, 95% interval {low:.1%} to {high:.1%}")  # fmt: skip
-    if not args.only and args.modules == list(FILES):
+    if not args.only:
         last_run = {"sample": args.sample, "seed": args.seed, **loop.counts}
         record = {"last run": last_run, "explained": loop.explained}
         RECORD.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -175,3 +175,17 @@ def test_nothing_public_is_left_out():
         members = vars(getattr(spcl_loss, name)).items()
         public |= {f"{name}.{k}" for k, v in members if k[0] != "_" and callable(v)}
     assert public == set(SURFACE), "add it to SURFACE"
+
+
+def test_the_loss_has_the_defaults_of_its_description():
+    """The shifted cosine at temperature 0.05, positives inside, every other row in the denominator, a mean."""
+    loss = spcl_loss.supervised_prototypical_contrastive_loss
+    explicit = {
+        "temperature": 0.05, "similarity": "shifted_cosine", "positives": "inside", "contrast": "all",
+        "easy_threshold": None, "prototype_anchors": False, "ignore_index": -100, "reduction": "mean",
+        "gather_distributed": False, "impl": "auto",
+    }  # fmt: skip
+    assert torch.equal(loss(ROWS, LABELS, CENTERS), loss(ROWS, LABELS, CENTERS, **explicit))
+    module = SupervisedPrototypicalContrastiveLoss(4, 16)
+    assert {name: getattr(module, name) for name in explicit} == explicit
+    assert (module.memory.queue.shape[1], module.memory.support_size) == (256, 64)

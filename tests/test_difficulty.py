@@ -268,6 +268,7 @@ BAD_DIFFICULTY = {
     "labels of another length": (ValueError, "(4,)", "(2,)", {"labels": torch.tensor([0, 1])}),
     "labels of floats": (TypeError, "integer", "float32", {"labels": torch.ones(4)}),
     "centers of another width": (ValueError, "(C, 3)", "(2, 5)", {"centers": torch.ones(2, 5)}),
+    "centers on another device": (ValueError, "centers must", "meta", {"centers": torch.ones(2, 3, device="meta")}),
     "ignore_index of None": (TypeError, "ignore_index must be an int", "NoneType", {"ignore_index": None}),
     "leave_one_out with centers": (ValueError, "class means", "centers", {"leave_one_out": True}),
     "label neither a class nor ignored": (
