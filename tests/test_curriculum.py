@@ -415,7 +415,30 @@ class TestResume:
         scores = {name for name, value in state.items() if isinstance(value, torch.Tensor)}
         assert scores == ({"difficulty", "drawn_from"} if observed else {"difficulty"})
         assert all(state[name].shape == (10_001,) for name in scores)
-        assert len(pickle.dumps({name: value for name, value in state.items() if name not in scores})) < 100
+        assert len(pickle.dumps({name: value for name, value in state.items() if name not in scores})) < 200
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("draw", "bernoulli"), ("shuffle", False), ("schedule", "root"), ("num_epochs", 9)]
+    )
+    def test_an_epoch_that_goes_on_with_other_settings_warns(self, name, value):
+        begun = sampler()
+        state = begun.state_dict(position=10)
+        with pytest.warns(UserWarning, match=f"{name}.*may repeat"):
+            sampler(**{name: value}).load_state_dict(state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sampler(**{name: value}).load_state_dict(begun.state_dict(position=0))  # nothing to repeat
+            sampler(num_epochs=9).load_state_dict(begun.state_dict(position=len(begun)))
+            del state["settings"]  # as in a state of an earlier version
+            sampler().load_state_dict(state)
+
+
+@pytest.mark.parametrize(("name", "value"), [("schedule", "rooot"), ("draw", "fixd"), ("seed", -1), ("shuffle", 1)])
+def test_a_setting_is_checked_when_the_next_epoch_is_drawn(name, value):
+    curriculum = sampler()
+    setattr(curriculum, name, value)
+    with pytest.raises((TypeError, ValueError), match=name):
+        curriculum.set_epoch(1)
 
 
 class TestWithoutSetEpoch:
@@ -467,6 +490,8 @@ BAD_SAMPLER = {
     "schedule below 0": (ValueError, "from 0", "(-0.5, 1)", {"schedule": (-0.5, 1)}),
     "schedule of strings": (TypeError, "number", "str", {"schedule": ("a", "b")}),
     "schedule of another length": (ValueError, "(4,)", "(3,)", {"schedule": lambda epoch: torch.ones(3)}),
+    "schedule that returns nothing": (ValueError, "(4,)", "NoneType", {"schedule": lambda epoch: None}),
+    "shuffle no bool": (TypeError, "True or False", "'no'", {"shuffle": "no"}),
     "schedule no probability": (ValueError, "0 to 1", "1.5", {"schedule": lambda epoch: torch.full((4,), 1.5)}),
     "schedule with a NaN": (ValueError, "0 to 1", "nan", {"schedule": lambda epoch: torch.full((4,), torch.nan)}),
     "schedule that keeps nothing": (
@@ -527,6 +552,7 @@ BAD_CALLS = {
         lambda s: iter(s).load_state_dict({"epoch": 4, "position": 0}),
     ),
     "state of something else": (ValueError, "epoch", "without", lambda s: s.load_state_dict({"seed": 1})),
+    "state no dictionary": (ValueError, "from state_dict", "NoneType", lambda s: s.load_state_dict(None)),
 }
 
 

@@ -75,7 +75,7 @@ def expected(criterion, embeddings, labels, options):
         "prototype_drift": drift,
         "queue_fill": [count / 8 for count in counts],
         "queue_age": [
-            count * int(memory.draws) / int(n) if n else math.nan
+            count / int(n) * int(memory.cursors.sum()) / len(rows) if n else math.nan
             for count, n in zip(counts, memory.cursors, strict=True)
         ],
     }
@@ -116,6 +116,18 @@ def test_an_empty_memory_and_an_empty_batch_give_nan():
     assert found["queue_fill"].tolist() == [0] * C
 
 
+def test_the_age_counts_the_steps_since_the_queues_were_emptied():
+    criterion = module().train()
+    embeddings, labels = torch.randn(6, D, dtype=torch.float64), torch.arange(6) % C
+    for steps in (5, 2):
+        criterion.memory.initialize(embeddings, labels)
+        for _ in range(steps):
+            criterion(embeddings, labels)
+        age, fill = (criterion.diagnostics(embeddings, labels)[name] for name in ("queue_age", "queue_fill"))
+        assert age[fill < 1].tolist() == pytest.approx([steps] * int((fill < 1).sum()))
+        assert age.max() <= steps
+
+
 def test_learned_prototypes():
     criterion, (embeddings, labels) = trained(), batch(9)
     learned = torch.randn(C, D, dtype=torch.float64, requires_grad=True)
@@ -136,6 +148,6 @@ class _ValuesRead(TorchDispatchMode):
 
 
 def test_nothing_is_waited_for(monkeypatch):
-    monkeypatch.setattr("spcl_loss._checks._check_label_values", lambda *_: None)
+    monkeypatch.setattr("spcl_loss._checks._check_range", lambda *_: None)
     with _ValuesRead():
         trained().diagnostics(*batch(9))

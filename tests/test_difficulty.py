@@ -245,6 +245,8 @@ BAD_BLOCKS = {
         ValueError, "at least 1", "0", {"blocks": [(BLOCKS[0][0], torch.ones(2, 0), BLOCKS[0][2])]}
     ),
     "centers as a list": (TypeError, "tensor", "list", {"centers": [[1.0] * 3], "center_mask": torch.tensor([True])}),
+    "blocks without indices": (ValueError, "(indices, embeddings, labels)", "2 items", {"blocks": [BLOCKS[0][1:]]}),
+    "blocks no iterable": (TypeError, "iterable", "NoneType", {"blocks": None}),
     "no blocks": (ValueError, "at least one block", "none", {"blocks": []}),
     "no samples": (ValueError, "num_samples", "0", {"num_samples": 0}),
     "index too large": (ValueError, "below 3", "3", {"num_samples": 3}),
@@ -263,7 +265,7 @@ def test_bad_blocks_name_expected_and_received(case):
 
 BAD_DIFFICULTY = {
     "embeddings of integers": (TypeError, "float", "int64", {"embeddings": torch.ones(4, 3, dtype=torch.long)}),
-    "embeddings one-dimensional": (ValueError, "(n, D)", "(4,)", {"embeddings": torch.ones(4)}),
+    "embeddings one-dimensional": (ValueError, "(N, D)", "(4,)", {"embeddings": torch.ones(4)}),
     "no width": (ValueError, "at least 1", "0", {"embeddings": torch.ones(4, 0), "centers": torch.ones(2, 0)}),
     "labels of another length": (ValueError, "(4,)", "(2,)", {"labels": torch.tensor([0, 1])}),
     "labels of floats": (TypeError, "integer", "float32", {"labels": torch.ones(4)}),

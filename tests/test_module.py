@@ -172,6 +172,15 @@ class TestForward:
         assert torch.equal(value, expected)
         assert not torch.equal(value, default)
 
+    @pytest.mark.parametrize("impl", ["dense", "strips"])
+    def test_a_poisoned_step_in_which_no_anchor_counts_has_a_nan_loss_too(self, impl):
+        criterion = module(impl=impl)
+        embeddings = torch.ones(2, D).requires_grad_()
+        with torch.no_grad():
+            embeddings[0, 1] = torch.nan
+        assert criterion(embeddings, torch.tensor([0, 1])).isnan()
+        assert criterion.memory.counts.tolist() == [0] * C
+
     @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
     @pytest.mark.parametrize("impl", ["dense", "strips"])
     def test_a_poisoned_step_has_a_nan_loss_and_never_happened(self, poison, impl):
@@ -439,7 +448,7 @@ BAD_CONSTRUCTION = {
     "memory of other classes": (ValueError, "4", "9", {"memory": PrototypeMemory(9, D)}),
     "memory with another ignore_index": (ValueError, "=-100", "7", {"memory": PrototypeMemory(C, D, ignore_index=7)}),
     "memory of another type": (TypeError, "PrototypeMemory", "int", {"memory": 3}),
-    "temperature": (ValueError, "above 0", "-1", {"temperature": -1.0}),
+    "temperature": (ValueError, "above 1e-06", "-1", {"temperature": -1.0}),
     "similarity": (ValueError, "cosine", "dot", {"similarity": "dot"}),
     "class weights": (ValueError, "(4,)", "(2,)", {"class_weights": torch.ones(2)}),
     "support size": (ValueError, "queue_size", "9", {"support_size": 9}),
@@ -509,6 +518,47 @@ def test_other_attributes_are_left_to_their_owners():
     criterion.base_temperature, criterion.temperature_end, criterion.class_weights_source = 0.07, 0.02, "counts"
     assert (criterion.id, criterion.qconfig) == (3, None)
     assert set(dict(criterion.named_parameters())) == {"projection.weight", "projection.bias"}
+
+
+def test_a_subclass_has_names_of_its_own():
+    class Longer(SupervisedPrototypicalContrastiveLoss):
+        pass
+
+    criterion = Longer(C, D)
+    criterion.contrastive = criterion.projection = torch.nn.Linear(D, D)
+    criterion.seed = 3
+    assert criterion(*batch(9)).isfinite()
+
+
+@pytest.mark.parametrize("case", [case for case in BAD_CONSTRUCTION if case.startswith("memory")])
+def test_a_memory_that_does_not_fit_cannot_be_set(case):
+    error, expected, received, options = BAD_CONSTRUCTION[case]
+    criterion = trained()
+    before = copy.deepcopy(criterion)
+    with pytest.raises(error) as caught:
+        criterion.memory = options["memory"]
+    assert expected in str(caught.value)
+    assert received in str(caught.value)
+    assert_same_state(criterion, before)
+    criterion.memory = PrototypeMemory(C, D)
+    assert criterion.memory.counts.tolist() == [0] * C
+
+
+def test_update_memory_is_a_bool():
+    with pytest.raises(TypeError, match="update_memory must be True or False; received 'no'"):
+        trained()(*batch(9), update_memory="no")
+
+
+@pytest.mark.parametrize("label", [-7, C])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_graph_asserts_that_labels_are_classes(label, training):
+    criterion, (embeddings, labels) = trained().train(training), batch(9)
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+    labels[0] = -100
+    assert compiled(embeddings, labels).isfinite()
+    labels[0] = label
+    with pytest.raises(RuntimeError, match=f"classes from 0 on below {C}"):
+        compiled(embeddings, labels)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ class _ValuesRead(TorchDispatchMode):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_no_value_is_read(impl, options, monkeypatch):
     # On a CPU the range of labels is looked at, to raise at once; a GPU gets assertions of its own.
-    monkeypatch.setattr("spcl_loss._checks._check_label_values", lambda *_: None)
+    monkeypatch.setattr("spcl_loss._checks._check_range", lambda *_: None)
     criterion = SupervisedPrototypicalContrastiveLoss(4, 8, queue_size=16, support_size=4, impl=impl, **options)
     for step in range(3):
         embeddings, labels = batch(40, seed=step)
@@ -185,7 +185,7 @@ class _Computing(TorchDispatchMode):
 @pytest.mark.parametrize(("N", "most"), [(32, 123), (300, 110), (4096, 110)])
 def test_few_operators_a_step(N, most, monkeypatch):
     """Their number decides how long a step of few rows takes: some 5 microseconds each."""
-    monkeypatch.setattr("spcl_loss._checks._check_label_values", lambda *_: None)
+    monkeypatch.setattr("spcl_loss._checks._check_range", lambda *_: None)
     criterion = SupervisedPrototypicalContrastiveLoss(4, 8)
     embeddings, labels = batch(N)
     criterion(embeddings, labels)

@@ -145,7 +145,7 @@ def test_a_loss_that_raises_is_reported():
         check(partial(gathered, reduction="none"))
 
 
-@pytest.mark.parametrize("batch_sizes", [(), [()]])
+@pytest.mark.parametrize("batch_sizes", [(), [()], [4, 4]])
 def test_no_batch_is_an_error(batch_sizes):
     with pytest.raises(ValueError, match=r"batch_sizes must hold.*at least one step.*received"):
         check(gathered, batch_sizes=batch_sizes)

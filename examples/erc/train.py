@@ -157,13 +157,13 @@ class Training:
             for members in batches[progress.batch :]:  # all of them, unless the epoch was interrupted
                 batch = collate([self.data.samples[i] for i in members]).to(self.accelerator.device)
                 features, scores = self.model(batch)
+                if self.data.observes:  # for the epochs to come, before the loss puts the batch into the centroids
+                    places, centroids = torch.tensor(members), self.criterion.memory.centroids()
+                    self.data.sampler.observe(places, features.detach(), batch.labels, *centroids)
                 contrastive = self.contrastive_loss(features, batch.labels)
                 cross_entropy = F.cross_entropy(scores, batch.labels)
                 self.accelerator.backward(weight * contrastive + cross_entropy)
                 self.step(rate_factor(settings, progress.epoch, progress.batch, len(batches), progress.update))
-                if self.data.observes:  # difficulties for the epochs to come
-                    places, centroids = torch.tensor(members), self.criterion.memory.centroids()
-                    self.data.sampler.observe(places, features.detach(), batch.labels, *centroids)
 
                 sums += torch.stack([contrastive.detach(), cross_entropy.detach()])
                 progress.batch += 1

@@ -69,12 +69,13 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
         for batch in loader:
             index, inputs, labels = (batch[name].to(device) for name in ("index", "inputs", "labels"))
             embeddings = model(inputs)
+            # All ranks must observe the same samples, because each draws the next epoch from these scores.
+            # They do so before the loss puts the samples into the centroids.
+            seen = accelerator.gather((index, embeddings.detach(), labels))
+            sampler.observe(*seen, *loss_fn.memory.centroids())
             optimizer.zero_grad()
             accelerator.backward(loss_fn(embeddings, labels))
             optimizer.step()
-            # All ranks must observe the same samples, because each draws the next epoch from these scores.
-            seen = accelerator.gather((index, embeddings.detach(), labels))
-            sampler.observe(*seen, *loss_fn.memory.centroids())
             step += 1
             if step % SAVE_EVERY == 0:
                 accelerator.save_state(str(checkpoint))

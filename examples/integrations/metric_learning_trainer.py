@@ -53,11 +53,11 @@ class MetricLoss(SupervisedPrototypicalContrastiveLoss):
 
 class CurriculumTrainer(MetricLossOnly):
     def calculate_loss(self, batch: tuple[dict[str, Tensor], Tensor]) -> None:
-        """As in the base class; then the sampler observes the embeddings."""
+        """As in the base class, but first the sampler observes the embeddings: they are not in the centroids yet."""
         inputs, labels = batch
         embeddings, loss_fn = self.compute_embeddings(inputs["inputs"]), self.loss_funcs["metric_loss"]
-        self.losses["metric_loss"] = loss_fn(embeddings, labels)
         self.sampler.observe(inputs["index"], embeddings.detach(), labels, *loss_fn.memory.centroids())
+        self.losses["metric_loss"] = loss_fn(embeddings, labels)
 
 
 def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:

@@ -1,7 +1,7 @@
 """Raise-helpers: every error of the public functions names what was expected, what came and the remedy.
 
-Looking at the values of a tensor makes the host wait for a GPU, so value checks run on CPU tensors; on a GPU they are
-device-side assertions. A compiled graph does not check labels.
+Looking at the values of a tensor makes the host wait for a GPU. So value checks look at CPU tensors in eager code; on a
+GPU and in compiled code they are assertions that run with the other operators.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PER_CLASS = {"class_weights", "prototype_mask", "center_mask"}  # vectors with one entry a class, not one a row
 
 
@@ -21,6 +22,11 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}; received {value!r}. Pass one of these"
         )
+
+
+def check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; received {value!r}. Pass one of the two")
 
 
 def check_number(name: str, value: float, minimum: float = -math.inf) -> None:
@@ -49,23 +55,29 @@ def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> N
     """A floating tensor of this shape; a letter in `shape` stands for any size."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor; received {type(tensor).__name__}. torch.as_tensor converts arrays")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be a floating tensor; received {tensor.dtype}. Convert with {name}.float()")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"{name} must be a floating tensor of 16, 32 or 64 bits; received {tensor.dtype}. "
+            f"Convert with {name}.float()"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; received {tensor.layout}. Convert with {name}.to_dense()")
     check_shape(name, tensor, shape)
 
 
 def check_embeddings(embeddings: Tensor, queue: Tensor | None) -> None:
     """(N, D) floating rows that fit the queues (C, M, D) of a memory; None for a loss without a memory."""
-    embedding_dim = None if queue is None else queue.shape[2]
-    if embedding_dim is not None and isinstance(embeddings, Tensor) and embeddings.dim() == 2:
-        width = embeddings.shape[1]
-        if width != embedding_dim:
-            raise ValueError(
-                f"embeddings must have shape (N, {embedding_dim}), since embedding_dim={embedding_dim}; received "
-                f"{tuple(embeddings.shape)}. Build the loss and its memory with embedding_dim={width}"
-            )
-    check_floating("embeddings", embeddings, ("N", "D" if embedding_dim is None else embedding_dim))
-    if queue is not None and embeddings.device != queue.device:
+    check_floating("embeddings", embeddings, ("N", "D" if queue is None else str(queue.shape[2])))
+    width = embeddings.shape[1]
+    check_size("the width of embeddings", width)
+    if queue is None:
+        return
+    if width != queue.shape[2]:
+        raise ValueError(
+            f"embeddings must have shape (N, {queue.shape[2]}), since embedding_dim={queue.shape[2]}; received "
+            f"{tuple(embeddings.shape)}. Build the loss and its memory with embedding_dim={width}"
+        )
+    if embeddings.device != queue.device:
         raise ValueError(
             f"embeddings must be on the device of the memory, {queue.device}; received {embeddings.device}. "
             f"Move the memory, or the loss that holds it, with .to({str(embeddings.device)!r})"
@@ -75,14 +87,10 @@ def check_embeddings(embeddings: Tensor, queue: Tensor | None) -> None:
 def check_any_class(exists: Tensor) -> None:
     """At least one class has a centroid."""
     message = "the memory must hold a class to compare with; received an empty one. Fill it with update or initialize"
-    if torch.compiler.is_compiling():
-        torch._assert_async(exists.any(), message)
-        return
-    if _has_no_values(exists):
-        return
-    if exists.device.type != "cpu":
-        torch._assert_async(exists.any(), message)
-    elif not bool(exists.any()):
+    holds = exists.any()
+    if not _readable(holds):
+        _assert_later(holds, message)
+    elif not bool(holds):
         raise ValueError(message)
 
 
@@ -167,13 +175,9 @@ def checked_labels(
     check_device(name, labels, "embeddings", device)
     labels = labels.long()  # before the comparison, since -100 as a uint8 is the class 156
     ignored = labels == ignore_index
-    if not _has_no_values(labels) and rows > 0:
-        upper = "" if num_classes is None else f" below {num_classes}"
-        message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
-        if device.type == "cpu":
-            _check_label_values(labels, ignored, num_classes, message)
-        else:
-            torch._assert_async(_valid_labels(labels, ignored, num_classes).all(), message)
+    upper = "" if num_classes is None else f" below {num_classes}"
+    message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
+    _check_range(labels, num_classes, ignored, message)
     return labels.masked_fill(ignored, -1)
 
 
@@ -181,34 +185,40 @@ def check_indices(indices: Tensor, rows: int, size: int) -> None:
     """Integer indices, one a row, each of [0, size)."""
     check_integers("indices", indices)
     check_shape("indices", indices, (rows,))
-    if rows == 0:
-        return
     message = f"indices must be at least 0 and below {size}, the number of samples"
-    inside = (indices.long() >= 0) & (indices.long() < size)
-    if indices.device.type != "cpu":
-        torch._assert_async(inside.all(), message)
-    elif not bool(inside.all()):
-        raise ValueError(f"{message}; received {int(indices[~inside][0])}. Number the samples from 0 on")
+    _check_range(indices.long(), size, None, message)
 
 
-def _has_no_values(tensor: Tensor) -> bool:
-    """Whether nothing can be said about the values: in a compiled graph, on the meta device, within torch.func."""
-    return bool(torch.compiler.is_compiling() or tensor.is_meta or torch._C._functorch.maybe_current_level())
-
-
-def _check_label_values(labels: Tensor, ignored: Tensor, num_classes: int | None, message: str) -> None:
-    smallest, largest = (int(bound) for bound in labels.aminmax())
-    if smallest >= 0 and (num_classes is None or largest < num_classes):
-        return
-    wrong = labels[~_valid_labels(labels, ignored, num_classes)]
-    if wrong.numel():
+def _check_range(numbers: Tensor, below: int | None, ignored: Tensor | None, message: str) -> None:
+    """Integers of [0, below), where they are not ignored."""
+    readable = _readable(numbers)
+    if readable and numbers.numel() > 0:  # the usual case, by one operator
+        smallest, largest = (int(bound) for bound in numbers.aminmax())
+        if smallest >= 0 and (below is None or largest < below):
+            return
+    valid = numbers >= 0
+    if below is not None:
+        valid &= numbers < below
+    if ignored is not None:
+        valid |= ignored
+    if not readable:
+        _assert_later(valid.all(), message)
+    elif not bool(valid.all()):
         raise ValueError(
-            f"{message}; received {int(wrong[0])}. Number the classes from 0 on, or check the number of classes"
+            f"{message}; received {int(numbers[~valid][0])}. Number them from 0 on, or check how many there are"
         )
 
 
-def _valid_labels(labels: Tensor, ignored: Tensor, num_classes: int | None) -> Tensor:
-    in_range = labels >= 0
-    if num_classes is not None:
-        in_range &= labels < num_classes
-    return in_range | ignored
+def _readable(tensor: Tensor) -> bool:
+    """Whether the host can look at the values now: not in compiled code, and not without waiting for a GPU."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and not _in_torch_func()
+
+
+def _assert_later(holds: Tensor, message: str) -> None:
+    """An assertion among the other operators of a GPU or of compiled code. Meta tensors have nothing to assert."""
+    if torch.compiler.is_compiling() or not (holds.is_meta or _in_torch_func()):
+        torch._assert_async(holds, message)
+
+
+def _in_torch_func() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None

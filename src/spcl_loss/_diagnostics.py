@@ -16,7 +16,7 @@ from spcl_loss.methods import Options
 def diagnose(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
     """See `SupervisedPrototypicalContrastiveLoss.diagnostics`; the batch has been checked and gathered."""
     with full_precision(batch.embeddings.device.type):
-        return {**_of_losses(batch, options, memory), **_of_rows(batch, memory), **_of_queues(memory)}
+        return {**_of_losses(batch, options, memory), **_of_rows(batch, memory), **_of_queues(batch, memory)}
 
 
 def _of_losses(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
@@ -54,12 +54,10 @@ def _of_rows(batch: Batch, memory: PrototypeMemory) -> dict[str, Tensor]:
     return result
 
 
-def _of_queues(memory: PrototypeMemory) -> dict[str, Tensor]:
+def _of_queues(batch: Batch, memory: PrototypeMemory) -> dict[str, Tensor]:
     counts = memory.counts.to(computed_dtype(memory.queue))  # else the quotients have the default dtype
-    return {
-        "queue_fill": counts / memory.queue_size,
-        "queue_age": (counts * memory.draws / memory.cursors.clamp_min(1)).masked_fill(counts == 0, torch.nan),
-    }
+    steps = memory.cursors.sum() / (batch.labels >= 0).sum().to(counts.dtype)
+    return {"queue_fill": counts / memory.queue_size, "queue_age": counts / memory.cursors * steps}
 
 
 def _by_class(values: Tensor, labels: Tensor, memory: PrototypeMemory) -> Tensor:

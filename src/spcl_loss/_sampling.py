@@ -127,11 +127,16 @@ def _pool(share: float, size: int) -> NDArray[np.float64]:
 
 def _called(schedule: Callable[[int], Tensor], epoch: int, size: int) -> NDArray[np.float64]:
     """What the user's callable gives, checked. A copy, since `keep_parts` writes to it."""
-    keep = torch.as_tensor(schedule(epoch), dtype=torch.float64, device="cpu").detach().clone()
+    given = schedule(epoch)
+    try:
+        keep = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        keep = torch.empty(())
     if keep.shape != (size,):
+        received = f"{type(given).__name__} of shape {tuple(getattr(given, 'shape', ()))}"
         raise ValueError(
             f"schedule must give one keep probability per sample, of shape ({size},), from the easiest to the hardest; "
-            f"received {tuple(keep.shape)} in epoch {epoch}. Make it return a tensor of that shape"
+            f"received {received} in epoch {epoch}. Make it return a tensor of that shape"
         )
     inside = (keep >= 0) & (keep <= 1)
     if not bool(inside.all()):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from spcl_loss._checks import check_choice, check_floating, check_indices, check_size
+from spcl_loss._checks import check_bool, check_choice, check_floating, check_indices, check_size
 from spcl_loss._numerics import computed_dtype
 from spcl_loss._sampling import Draw, Schedule, check_schedule, draw_samples, keep_parts, keep_probability
 from spcl_loss.difficulty import prototype_difficulty
@@ -101,10 +101,6 @@ class DifficultyCurriculumSampler(Sampler[int]):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        check_size("num_epochs", num_epochs)
-        check_schedule(schedule)
-        check_choice("draw", draw, get_args(Draw))
-        check_size("seed", seed, minimum=0)
         self.num_epochs, self.schedule, self.draw, self.shuffle, self.seed = num_epochs, schedule, draw, shuffle, seed
         self.num_replicas, self.rank = _ranks(num_replicas, rank)
         self._difficulty = _finite_scores(difficulty)  # never written to, so that states and epochs can share it
@@ -165,9 +161,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
     ) -> None:
         """Computes the difficulty of samples from their embeddings in a training step, for later epochs.
 
-        With a memory: ``sampler.observe(indices, embeddings, labels, *memory.centroids())``. Each sample has the
-        score of the last step that saw it, or its first score. Ignored rows, rows with a NaN or an infinity, and rows
-        whose class has no centre change nothing.
+        With a memory: ``sampler.observe(indices, embeddings, labels, *memory.centroids())``. Call it before the loss,
+        which puts the batch into the centroids. Each sample has the score of the last step that saw it, or its first
+        score. Ignored rows, rows with a NaN or an infinity, and rows whose class has no centre change nothing.
 
         Every rank has to observe the same samples, or the ranks would draw different epochs: gather the arguments
         first.
@@ -201,6 +197,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
         Args:
             position: how many samples of this rank the training has used in this epoch. None for as many as the last
                 iterator has handed out, which is the same unless the loader reads ahead.
+
+        Raises:
+            TypeError, ValueError: the position is no int from 0 on.
         """
         if position is None:
             used = self._resume_at or 0 if self._last is None else self._last.position * self.num_replicas
@@ -208,17 +207,24 @@ class DifficultyCurriculumSampler(Sampler[int]):
             check_size("position", position, minimum=0)
             used = position * self.num_replicas
         state = {"epoch": self.epoch, "position": used, "seed": self.seed, "difficulty": self.difficulty}
+        state["settings"] = self._settings()
         if self._drawn_from is not self.difficulty:  # scores that were observed since the epoch began
             state["drawn_from"] = self._drawn_from
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the epoch of a `state_dict` with its samples. The next iteration yields those that are left."""
-        missing = {"epoch", "position", "seed", "difficulty"} - state.keys()
+        """Restores the epoch of a `state_dict` with its samples. The next iteration yields those that are left.
+
+        Warns where an epoch goes on with another draw, order, schedule or number of epochs than it began with.
+
+        Raises:
+            TypeError, ValueError: the state is not that of a sampler of as many samples.
+        """
+        missing = {"epoch", "position", "seed", "difficulty"} - set(state if isinstance(state, dict) else ())
         if missing:
             raise ValueError(
-                f"state must come from state_dict; received one without {', '.join(sorted(missing))}. "
-                "Pass what sampler.state_dict() returned"
+                f"state must come from state_dict; received a {type(state).__name__} without "
+                f"{', '.join(sorted(missing))}. Pass what sampler.state_dict() returned"
             )
         difficulty = _finite_scores(state["difficulty"], self._difficulty.shape)
         drawn_from = _finite_scores(state["drawn_from"], difficulty.shape) if "drawn_from" in state else difficulty
@@ -229,6 +235,13 @@ class DifficultyCurriculumSampler(Sampler[int]):
         self._observed.clear()
         self._begin_epoch(state["epoch"], drawn_from)
         self._resume_at = state["position"]
+        begun, present = state.get("settings", self._settings()), self._settings()  # older states do not say
+        if begun != present and 0 < state["position"] < len(self) * self.num_replicas:
+            warnings.warn(
+                f"the epoch began with {begun}; this sampler has {present}. So the rest of the epoch may repeat some "
+                "samples and miss others. Build the sampler with the same settings, or begin a new epoch",
+                stacklevel=2,
+            )
 
     def __iter__(self) -> Iterator[int]:
         return _EpochIterator(self)
@@ -271,6 +284,11 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
     def _draw(self, epoch: int, scores: Tensor) -> NDArray[Any]:
         """The samples of this rank in an epoch, in order."""
+        check_size("num_epochs", self.num_epochs)
+        check_schedule(self.schedule)
+        check_choice("draw", self.draw, get_args(Draw))
+        check_bool("shuffle", self.shuffle)
+        check_size("seed", self.seed, minimum=0)
         drawn = draw_samples(
             scores.numpy(),
             *self._keep_parts(epoch),
@@ -285,6 +303,11 @@ class DifficultyCurriculumSampler(Sampler[int]):
             )
         equal = drawn.shape[0] - drawn.shape[0] % self.num_replicas
         return drawn[self.rank : equal : self.num_replicas].copy()
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the samples of an epoch beside scores and seed, in types that `torch.load` reads."""
+        schedule = "a callable" if callable(self.schedule) else self.schedule
+        return {"draw": self.draw, "shuffle": self.shuffle, "schedule": schedule, "num_epochs": self.num_epochs}
 
     def _keep_parts(self, epoch: int) -> tuple[NDArray[np.int32], int]:
         return keep_parts(self.schedule, self.draw, epoch, self.num_epochs, self._difficulty.shape[0])

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from spcl_loss._checks import (
+    check_bool,
     check_device,
+    check_embeddings,
     check_floating,
     check_indices,
     check_mask,
+    check_shape,
     check_size,
     checked_labels,
 )
@@ -74,9 +77,8 @@ def prototype_difficulty(
         Song, Huang, Xue, Hu: Supervised Prototypical Contrastive Learning for Emotion Recognition in Conversation,
         EMNLP 2022, section 3.3.
     """
-    check_floating("embeddings", embeddings, ("n", "D"))
+    check_embeddings(embeddings, None)
     rows, width = embeddings.shape
-    check_size("the width of embeddings", width)
     if centers is not None:
         check_floating("centers", centers, ("C", width))
         check_device("centers", centers, "embeddings", embeddings.device)
@@ -136,6 +138,8 @@ def prototype_difficulty_blocks(
         EMNLP 2022, section 3.3.
     """
     check_size("num_samples", num_samples)
+    if not isinstance(blocks, Iterable):
+        raise TypeError(f"blocks must be an iterable of blocks; received {type(blocks).__name__}. Pass a list")
     if centers is not None:
         check_floating("centers", centers, ("C", "D"))
     _check_options(centers, center_mask, ignore_index, leave_one_out)
@@ -180,12 +184,19 @@ def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: in
 def _checked(
     blocks: Iterable[Block], num_samples: int, ignore_index: int, centers: Tensor | None = None
 ) -> Iterator[Block]:
-    width: int | str = "D"
+    width = None
     num_classes = None if centers is None else centers.shape[0]
-    for indices, embeddings, labels in blocks:
-        check_floating("embeddings", embeddings, ("N", width))
-        width = embeddings.shape[1]
-        check_size("the width of embeddings", width)
+    for block in blocks:
+        if not isinstance(block, (tuple, list)) or len(block) != 3:
+            received = f"{len(block)} items" if isinstance(block, (tuple, list)) else type(block).__name__
+            raise ValueError(
+                f"each block must be (indices, embeddings, labels); received {received}. Number the samples, and pass "
+                "their numbers first"
+            )
+        indices, embeddings, labels = block
+        check_embeddings(embeddings, None)
+        width = width or embeddings.shape[1]
+        check_shape("embeddings", embeddings, ("N", width))
         labels = checked_labels(labels, embeddings.shape[0], embeddings.device, num_classes, ignore_index)
         check_indices(indices, embeddings.shape[0], num_samples)
         yield indices, embeddings, labels
@@ -193,6 +204,7 @@ def _checked(
 
 def _check_options(centers: Tensor | None, mask: Tensor | None, ignore_index: int, leave_one_out: bool) -> None:
     check_size("ignore_index", ignore_index, -(2**63), 2**63)
+    check_bool("leave_one_out", leave_one_out)
     if centers is None:
         if mask is not None:
             raise ValueError("center_mask needs centers; received centers=None. Pass both or neither")

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_device, check_embeddings, check_floating, check_mask, check_size, checked_labels
+from spcl_loss._checks import check_device, check_embeddings, check_floating, check_mask, checked_labels
 from spcl_loss._distributed import Batch, gather_batch, refusing_together, world_size
 from spcl_loss._numerics import computed_dtype, full_precision, product_dtype
 from spcl_loss._similarity import Comparison, Statistics, compare
@@ -49,8 +49,8 @@ def supervised_prototypical_contrastive_loss(
                      "negatives"       log sum_j exp(s_ij)         over those of other classes
                      "class_balanced"  log sum_j exp(s_ij) / w_ij  over all candidates
 
-    In the last line w_ij is the number of candidates of j's class. It includes the anchor, and is less by one where j
-    is a positive.
+    In the last line w_ij is the number of rows, prototypes and further candidates of j's class, the anchor included. It
+    is less by one where j is a positive.
 
     An anchor without a positive does not count. With ``contrast="negatives"`` an anchor without a negative does not
     count either. If no anchor counts, the loss is zero and can still be differentiated. A NaN or an infinity in a row
@@ -252,15 +252,14 @@ def _anchor_weights(losses: Tensor, labels: Tensor, batch: Batch) -> Tensor | No
 
 
 def _reduce(losses: Tensor, skipped: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    weighted = (losses if weights is None else losses * weights).masked_fill(skipped, 0)
+    counted = ~skipped if weights is None else weights.masked_fill(skipped, 0)
+    weighted = losses * counted  # a product: the NaN of a row that is not finite passes on, if its anchor counts or not
     if reduction == "none":
         return weighted
     if reduction == "sum":
         return weighted.sum()
-    if weights is None:
-        return weighted.sum() / (losses.shape[0] - skipped.sum()).clamp_min(1)
-    total_weight = weights.masked_fill(skipped, 0).sum()
-    return weighted.sum() / total_weight.masked_fill(total_weight == 0, 1)
+    total = counted.sum()
+    return weighted.sum() / (total.clamp_min(1) if weights is None else total.masked_fill(total == 0, 1))
 
 
 def _checked_tensors(batch: Batch, options: Options, queue: Tensor | None) -> Batch:
@@ -268,7 +267,6 @@ def _checked_tensors(batch: Batch, options: Options, queue: Tensor | None) -> Ba
     embeddings, prototypes, candidates = batch.embeddings, batch.prototypes, batch.candidates
     check_embeddings(embeddings, queue)
     rows, width = embeddings.shape
-    check_size("the width of embeddings", width)
     num_classes = None if queue is None else queue.shape[0]
     if batch.class_weights is not None:
         check_floating("class_weights", batch.class_weights, ("C" if num_classes is None else num_classes,))

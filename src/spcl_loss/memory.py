@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spcl_loss._checks import check_embeddings, check_size, checked_labels
+from spcl_loss._checks import FLOATING, check_embeddings, check_size, checked_labels
 from spcl_loss._hashing import checksum, draw_keys, hashed
 from spcl_loss._numerics import computed_dtype
 from spcl_loss._state import Restorable
@@ -85,9 +85,11 @@ class PrototypeMemory(Restorable):
             check_size(name, size)
         check_size("seed", seed, minimum=0, below=1 << 63)  # it is kept as an int64
         check_size("ignore_index", ignore_index, -(2**63), 2**63)
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        if dtype not in FLOATING:
             received = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
-            raise TypeError(f"dtype must be a floating torch.dtype; received {received}. Use torch.float32")
+            raise TypeError(
+                f"dtype must be a floating torch.dtype of 16, 32 or 64 bits; received {received}. Use torch.float32"
+            )
         self.support_size, self.ignore_index = support_size, ignore_index
         self._check_support_size(queue_size)
         self._constructor_seed = seed
@@ -223,15 +225,17 @@ class PrototypeMemory(Restorable):
             self.draws.add_(1)
         # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
         means = (_sums(queue.flatten(0, 1), support) / entered.clamp(1, K)).to(queue.dtype)
-        falls_back = entered < K * self.has_fallback[:, None].float()  # bfloat16 has no 257
-        return torch.where(falls_back, self.fallback, means), self._exist()
+        return self._unless_few(means), self._exist()
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
-        """(C, D) means of whole queues, or the fallback centre of an empty one, and (C,) bool, which of them exist."""
-        counts = self.counts[:, None]
-        means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts.clamp_min(1)  # free slots are zero
-        return torch.where(counts > 0, means.to(self.queue.dtype), self.fallback), self._exist()
+        """(C, D) means of whole queues, not normalised, and (C,) bool, which of them exist.
+
+        As for `prototypes`, a class with fewer than `support_size` entries has its fallback centre if one was set.
+        """
+        counts = self.counts[:, None].clamp_min(1)
+        means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts  # free slots are zero
+        return self._unless_few(means.to(self.queue.dtype)), self._exist()
 
     @torch.no_grad()
     def entries(self, per_class: int) -> tuple[Tensor, Tensor]:
@@ -291,6 +295,11 @@ class PrototypeMemory(Restorable):
             f"num_classes={self.num_classes}, embedding_dim={self.embedding_dim}, queue_size={self.queue_size}, "
             f"support_size={self.support_size}"
         )
+
+    def _unless_few(self, means: Tensor) -> Tensor:
+        """(C, D) the means; the fallback centre where one was set and fewer than `support_size` entries came since."""
+        few = self.cursors[:, None] < self.support_size * self.has_fallback[:, None].float()  # bfloat16 has no 257
+        return torch.where(few, self.fallback, means)
 
     def _exist(self) -> Tensor:
         """(C,) bool, the classes that have a prototype and a centroid."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch.distributed as dist
 
-from spcl_loss._checks import check_choice, check_number, check_size
+from spcl_loss._checks import check_bool, check_choice, check_number, check_size
 
 Similarity = Literal["shifted_cosine", "cosine"]
 Positives = Literal["inside", "outside"]
@@ -42,12 +42,14 @@ class Options(NamedTuple):
 
     def check(self) -> None:
         """Raises where an option has a value that it cannot have."""
-        check_number("temperature", self.temperature, minimum=0)
+        check_number("temperature", self.temperature, minimum=1e-6)  # below, scores overflow in float32
         if self.easy_threshold is not None:
             check_number("easy_threshold", self.easy_threshold)
         check_size("ignore_index", self.ignore_index, -(2**63), 2**63)
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
+        check_bool("prototype_anchors", self.prototype_anchors)
+        check_bool("gather_distributed", self.gather_distributed)
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -77,8 +79,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Options of the loss by method: "spcl", "spdcl", "supcon", "bcl", "eacl" (its contrastive term).
 
-Pass them on, as in ``SupervisedPrototypicalContrastiveLoss(7, 768, **METHODS["bcl"])``; the function takes them too.
-The options do not choose the prototypes: SPCL and SPDCL draw them from a memory, BCL and EACL learn them (pass
-`prototypes`), SupCon has none. Sources: Song et al. 2022 (SPCL, SPDCL), Khosla et al. 2020, Zhu et al. 2022,
-Yu et al. 2024.
+Pass them on, as in ``SupervisedPrototypicalContrastiveLoss(7, 768, **METHODS["spdcl"])``; the function takes them too.
+The options do not choose the prototypes. SPCL and SPDCL draw them from a memory, as the module does. BCL and EACL learn
+them: pass `prototypes` in each call. SupCon has none: use the function, since the module would add its own. Sources:
+Song et al. 2022 (SPCL, SPDCL), Khosla et al. 2020, Zhu et al. 2022, Yu et al. 2024.
 """

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spcl_loss._checks import check_any_class, check_embeddings, check_floating, check_outside_backward
+from spcl_loss._checks import check_any_class, check_bool, check_embeddings, check_floating, check_outside_backward
 from spcl_loss._diagnostics import diagnose
 from spcl_loss._distributed import Batch
 from spcl_loss._numerics import computed_dtype, full_precision, matmul, unit_rows
@@ -46,7 +46,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
     Attributes:
         memory: the `PrototypeMemory`.
         temperature: like every other option it can be read and set, as in ``criterion.temperature = 0.07``. Its value
-            is checked when it is next used. A misspelt name is an AttributeError.
+            is checked when it is next used. A name that is close to an option's is an AttributeError.
 
     Raises:
         TypeError: an argument has the wrong kind.
@@ -169,6 +169,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         """
         if update_memory is None:
             update_memory = self.training and torch.is_grad_enabled()
+        check_bool("update_memory", update_memory)
         if update_memory:
             check_outside_backward()
         options = self._options()
@@ -214,8 +215,8 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             * prototype_drift: (C,) one minus the cosine between the prototype of a class and the mean of the class's
               unit-length rows in the batch. It grows when the encoder moves away from what the queue holds.
             * queue_fill: (C,) part of each queue that is filled, from 0 to 1.
-            * queue_age: (C,) age of the oldest entry of each queue in training steps, estimated as if all entries since
-              the last `initialize` had come evenly over all steps.
+            * queue_age: (C,) age of the oldest entry of each queue in training steps. It is an estimate, as if all
+              entries since the last `initialize` had come evenly and in batches as large as this one.
 
         Raises:
             TypeError, ValueError: as the loss.
@@ -292,6 +293,11 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
 
     def _options(self) -> Options:
         return Options(*(getattr(self, name) for name in Options._fields))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "memory" and "memory" in self._modules:
+            _check_memory(value, self.memory.num_classes, self.memory.embedding_dim, self.ignore_index)
+        super().__setattr__(name, value)
 
     def _check_spelling(self, name: str) -> None:
         if name in _OF_THE_MEMORY:
