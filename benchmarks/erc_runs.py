@@ -36,6 +36,7 @@ KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
 SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether they are the defaults or not
 SAME = ("dataset", "encoder", "train_fraction")  # arms are compared where these agree
 SPLITS = ("dev", "test", "rest")
+BEST = "best on dev"
 NOT_SCORED = 255  # in the rest: a turn that the run was trained on
 Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -164,7 +165,7 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
     """Every arm against the cross-entropy with as many epochs, on the seeds of both, in percent.
 
     Without `split`, on the rest where the runs have one, else on dev. Both arms have the same head, head by head; at
-    last each has the head that is best on dev, if these differ.
+    last each has the head that is best for it on dev.
     """
     arms: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -182,14 +183,14 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
         def mean(side: dict[str, dict[str, str]], name: str, seeds: list[str] = seeds) -> float:
             return statistics.fmean(100 * float(side[seed][name]) for seed in seeds)
 
-        best = tuple(max(KEPT, key=lambda head: mean(side, f"dev {head} weighted-F1")) for side in (runs, base))
+        best = [max(KEPT, key=lambda head: mean(side, f"dev {head} weighted-F1")) for side in (runs, base)]
         about = f"{where[0]}/{of}"
         gold, dialogues = kept[f"{about}/gold"], kept[f"{about}/dialogue"].tolist()
-        for own, its in dict.fromkeys([*zip(KEPT, KEPT, strict=True), best]):
+        for title, (own, its) in [*((head, (head, head)) for head in KEPT), (f"{BEST}: {' / '.join(best)}", best)]:
             sides = ((runs, own), (base, its))
             stacks = [np.stack([kept[f"{name_of(side[seed])}/{of}/{head}"] for seed in seeds]) for side, head in sides]
             line = {"dataset": where[0], "share of the dialogues": where[2], "scored on": of, "arm": arm}
-            line |= {"head": own if own == its else f"{own} / {its}", "seeds": str(len(seeds))}
+            line |= {"seeds": str(len(seeds)), "head": title}
             for metric in ("weighted-F1", "macro-F1"):
                 means = [mean(side, f"{of} {head} {metric}") for side, head in sides]
                 average = metric.removesuffix("-F1")
@@ -201,27 +202,47 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
     return lines
 
 
+def overview(lines: list[dict[str, str]], average: str) -> list[dict[str, str]]:
+    """The differences in one F1: a row for each arm, a column for each head."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for line in lines:
+        about = {key: line[key] for key in ("dataset", "share of the dialogues", "scored on", "arm", "seeds")}
+        row = rows.setdefault(tuple(about.values()), about)
+        head = line["head"].split(":")[0]
+        row[head] = f"{line[f'difference, {average}']} ({line[f'95% interval, {average}']})"
+    return list(rows.values())
+
+
 def draw(lines: list[dict[str, str]], path: Path) -> None:
-    """The differences of SPCL with their intervals, one panel for each F1."""
+    """The differences of SPCL with their intervals: a panel for each F1, a group for each arm, a colour by head."""
     from matplotlib import pyplot as plt
 
     lines = [line for line in lines if "--objective ce" not in line["arm"]]
-    size = (11, 0.9 + 0.3 * len(lines))
+    size = (11, 1.5 + 0.24 * len(lines))
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained", facecolor="white")
+    colors = dict(zip((*KEPT, BEST), ("#999999", "#1f5fa8", "#2a9d8f", "black"), strict=True))
+    groups = overview(lines, "weighted")
     for axis, average in zip(axes, ("weighted", "macro"), strict=True):
-        for place, line in enumerate(reversed(lines)):
+        for place, line in enumerate(lines):
+            head = line["head"].split(":")[0]
+            height = place + place // len(colors)  # a gap between the groups
             low, high = map(float, line[f"95% interval, {average}"].split(" to "))
-            axis.plot([low, high], [place, place], color="#7a7a7a", linewidth=2)
-            axis.plot(float(line[f"difference, {average}"]), place, "o", color="#1f5fa8")
+            axis.plot([low, high], [height, height], color=colors[head], linewidth=2)
+            label = head if place < len(colors) else None
+            axis.plot(float(line[f"difference, {average}"]), height, "o", color=colors[head], label=label)
         axis.axvline(0, color="black", linewidth=1)
         axis.set_xlabel(f"points of {average}-F1 over cross-entropy")
-    names = [
-        f"{line['dataset']}, {float(line['share of the dialogues']):.0%} of the dialogues: "
-        f"{'SPCL alone' if ' none ' in line['arm'] else 'SPCL beside cross-entropy'}, {line['head']}"
-        for line in reversed(lines)
-    ]
-    axes[0].set_yticks(range(len(lines)), names)
+    middles = [(len(colors) + 1) * group + (len(colors) - 1) / 2 for group in range(len(groups))]
+    axes[0].set_yticks(middles, [_name(group) for group in groups])
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colors), title="head")
     figure.savefig(path, dpi=120)
+
+
+def _name(group: dict[str, str]) -> str:
+    loss = "SPCL alone" if " none " in group["arm"] else "SPCL beside cross-entropy"
+    share = float(group["share of the dialogues"])
+    return f"{group['dataset']}, {share:.0%} of the dialogues\n{loss}, {group['seeds']} seeds, on {group['scored on']}"
 
 
 def main() -> None:
@@ -244,7 +265,10 @@ def main() -> None:
     lines = [line for line in lines if int(line["seeds"]) >= arguments.least_seeds]
     if arguments.figure:
         draw(lines, arguments.figure)
-    print(measure.table(lines))
+    for average in ("weighted", "macro"):
+        print(f"\nPoints of {average}-F1 over cross-entropy (95% interval):\n")
+        print(measure.table(overview(lines, average)))
+    print(f"\n{measure.table(lines)}")
 
 
 if __name__ == "__main__":

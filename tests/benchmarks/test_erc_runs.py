@@ -65,7 +65,10 @@ def test_runs_are_kept_once_and_compared_seed_by_seed(tmp_path):
     assert len(rows) == 5 and {row["date"] for row in rows} == {"2026-01-01"}
     assert rows[0]["command"].startswith("python examples/erc_meld.py --seed 0 ")
     lines = erc_runs.compare(rows, kept, "dev")
-    assert [line["head"] for line in lines] == list(erc_runs.KEPT)
+    assert [line["head"] for line in lines] == [*erc_runs.KEPT, "best on dev: linear / linear"]
+    (row,) = erc_runs.overview(lines, "macro")
+    assert row["seeds"] == "2"
+    assert {row[head] for head in (*erc_runs.KEPT, "best on dev")} == {"+66.7 (+66.7 to +66.7)"}
     for line in lines:  # all right, against all "a" of which half are right: 1 against (2/3 + 0) / 2
         assert line["seeds"] == "2"
         for average in ("weighted", "macro"):  # the classes are of one size
