@@ -119,7 +119,7 @@ class PlainLoop:
         pad, width = self.tokenizer.pad_token_id, self.settings.max_length
         ids = torch.tensor([[*s.input.ids, *[pad] * (width - len(s.input.ids))] for s in samples])
         places = torch.tensor([s.start for s in samples]) + width * torch.arange(len(samples))
-        return replace(collate(samples), input_ids=ids, turns=torch.where(ids == pad, AFTER_ALL, 0), tokens=places)
+        return collate(samples)._replace(input_ids=ids, turns=torch.where(ids == pad, AFTER_ALL, 0), tokens=places)
 
     @torch.no_grad()
     def _encode(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:

@@ -40,11 +40,6 @@ ARMS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is still to do, and reports. Returns the exit code: 2 for unusable input, 130 after Ctrl-C."""
-    arguments = _parser().parse_args(argv)
-    return exit_code(lambda: _run(arguments), "the same command continues")
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/reproduction"), metavar="DIR", help="runs and report")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="default: all three")
@@ -54,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 to 4")
     parser.add_argument("--report", nargs="+", type=Path, metavar="DIR", help="only report, on the runs in these")
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu", help="default: cpu")
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="the folder with meld/, iemocap/ and emorynlp/")
     parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="options of the scripts, for all arms")
-    return parser
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: _run(arguments), "the same command continues")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -72,8 +67,7 @@ def _run(arguments: argparse.Namespace) -> None:
     arms = arms or {name: ARMS[name] for name in ("spcl", "ce", "both")}
     datasets = [PRACTICE] if arguments.practice else arguments.datasets
     runs = grid(datasets, arms, arguments.seeds, arguments.preset, arguments.options)
-    root = arguments.data_root
-    corpora = {name: load_corpus(name, root / name.lower() if root else None) for name in datasets}
+    corpora = {name: load_corpus(name) for name in datasets}
     from erc.train import train  # imported late: torch takes seconds
 
     for number, (name, settings) in enumerate(runs.items(), start=1):

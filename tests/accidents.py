@@ -206,7 +206,8 @@ def killed_erc(place: Path, kills: int) -> tuple[int, int, str]:
 
     def train(rank: int, ranks: int, folder: Path) -> None:
         settings = erc_tiny.settings(encoder, epochs=2)
-        erc.train(settings, erc_tiny.corpus(), folder, resume=True, checkpoint_every=1)
+        erc.CHECKPOINT_EVERY = 1
+        erc.train(settings, erc_tiny.corpus(), folder, resume=True)
 
     return killed(1, place, kills, train)
 

@@ -40,7 +40,7 @@ class Epochs:
 
     @property
     def indices(self) -> Tensor:
-        """The places in `samples` of what the epoch trains on, in the order in which they are drawn."""
+        """Indices into `samples` of those that the epoch trains on, in the order drawn."""
         if self.sampler is not None:
             return self.sampler.indices
         drawn = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.seed))
@@ -49,30 +49,28 @@ class Epochs:
     def needs_pass(self, epoch: int) -> bool:
         """Whether the epoch begins with a pass that encodes its samples.
 
-        The first one does, and with a curriculum the others too. But before every second epoch the difficulties seen in
-        training steps serve as well, where there are any, and cost nothing.
+        The first epoch does. With a curriculum others do too, to measure difficulties. Every second epoch uses those of
+        the training steps instead, where there are any: they cost nothing.
         """
         return epoch == 0 or (self.settings.curriculum == "on" and not (self.observes and epoch % 2 == 1))
 
     @property
     def observes(self) -> bool:
-        """Whether training steps give difficulties too. With several processes, each would know only its own steps."""
+        """Whether training steps measure difficulties. With several processes, each would know only its own steps."""
         return self.settings.curriculum == "on" and not self.settings.as_authors and self.processes == 1
 
-    def observed(self) -> Tensor | None:
+    def observed(self) -> Tensor:
         """(n,) difficulties from the last training steps. A query about a past turn has the difficulty of that turn."""
-        if self.sampler is None:
-            return None
         own = {(sample.dialogue, sample.turn): i for i, sample in enumerate(self.own)}
         return self.sampler.difficulty[[own[sample.dialogue, sample.turn] for sample in self.samples]]
 
     def batches(self) -> list[list[int]]:
-        """This process's share of the epoch's batches, as places in `samples`. All processes have equally many."""
+        """This process's share of the epoch's batches, as indices into `samples`. All processes have equally many."""
         settings, drawn = self.settings, self.indices.tolist()
         if settings.as_authors:
             # As there, batches keep the order of the samples, and the samples beyond the last full batch are dropped.
-            count, size = max(1, len(drawn) // settings.batch_size), settings.batch_size
-            batches = [drawn[i * size : (i + 1) * size] for i in range(count)]
+            size = settings.batch_size
+            batches = [drawn[i : i + size] for i in range(0, max(1, len(drawn) - size + 1), size)]
         else:
             batches = length_buckets(self.samples, drawn, settings.batch_size, seed=4099 * self.seed)
         share = len(batches) // self.processes

@@ -15,9 +15,6 @@ from .folder import RunFolder
 from .practice import PRACTICE
 from .settings import PRESETS, Settings, add_options, given, preset
 
-# Dev weighted-F1 of the `cpu` preset in percent, mean of three seeds (docs/reproduction.md).
-EXPECTED = {"MELD": 58}
-
 
 class Parser(argparse.ArgumentParser):
     """Prints an error as one line, without the usage."""
@@ -28,26 +25,6 @@ class Parser(argparse.ArgumentParser):
 
 def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> int:
     """Parses, trains, prints the result. Returns the exit code: 2 for unusable input, 130 after Ctrl-C."""
-    arguments = _parser(description).parse_args(argv)
-    output = arguments.output or Path("runs") / time.strftime(f"{dataset.lower()}-%Y%m%d-%H%M%S")
-    continues = f"to continue, run the same script with --resume --output {output}"
-    return exit_code(lambda: _run(dataset, output, arguments), continues)
-
-
-def exit_code(run: Callable[[], object], continues: str) -> int:
-    """Calls `run`. Unusable input, an OSError and Ctrl-C become a line of text and an exit code."""
-    try:
-        run()
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {continues}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: a new one in runs/)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --output holds, if it holds one")
@@ -59,7 +36,24 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     about = "the values of the options below that are not given (default: cpu, which serves a GPU too)"
     parser.add_argument("--preset", choices=list(PRESETS), help=about)
     add_options(parser)
-    return parser
+    arguments = parser.parse_args(argv)
+
+    output = arguments.output or Path("runs") / time.strftime(f"{dataset.lower()}-%Y%m%d-%H%M%S")
+    continues = f"to continue, run the same script with --resume --output {output}"
+    return exit_code(lambda: _run(dataset, output, arguments), continues)
+
+
+def exit_code(run: Callable[[], object], continues: str) -> int:
+    """Calls `run` and returns the exit code. Unusable input, an OSError and Ctrl-C print one line, no traceback."""
+    try:
+        run()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {continues}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
@@ -83,8 +77,6 @@ def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
     train(settings, corpus, output, resume=arguments.resume, overwrite=arguments.overwrite)
     if main_process:
         print(f"\n{folder.report.read_text(encoding='utf-8')}\nresults in {output}", flush=True)
-        if corpus.name in EXPECTED and settings == Settings(corpus.name, seed=settings.seed):
-            print(f"With these settings we measured a dev weighted-F1 of about {EXPECTED[corpus.name]}.", flush=True)
 
 
 def _corpus(dataset: str, arguments: argparse.Namespace) -> Corpus:

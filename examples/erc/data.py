@@ -52,7 +52,7 @@ class Corpus:
         """A random part of the training dialogues. For one seed, a smaller part lies inside every larger one."""
         if fraction == 1:
             return self
-        # A dialogue's place in the order depends on the seed alone, so parts of one seed are nested.
+
         order = Random(f"{seed} train fraction").sample(range(len(self.train)), len(self.train))
         kept = sorted(order[: max(1, round(fraction * len(self.train)))])
         return replace(self, train=tuple(self.train[i] for i in kept))
@@ -194,19 +194,14 @@ def load_corpus(name: str, data_dir: str | Path | None = None) -> Corpus:
     return corpus
 
 
-def counts(corpus: Corpus, split: str) -> tuple[int, int, tuple[int, ...]]:
-    """Dialogues, turns, labelled turns by class."""
-    dialogues = getattr(corpus, split)
-    labels = Counter(turn.label for dialogue in dialogues for turn in dialogue.turns)
-    return len(dialogues), sum(labels.values()), tuple(labels[label] for label in range(len(corpus.labels)))
-
-
 def split_table(corpus: Corpus) -> str:
-    """The sizes of the splits."""
+    """The sizes of the splits, and how many labelled turns they have of each class."""
     rows = [("", "dialogues", "turns", "labelled", *corpus.labels)]
     for split in ("train", "dev", "test"):
-        dialogues, turns, classes = counts(corpus, split)
-        rows.append((split, *(str(number) for number in (dialogues, turns, sum(classes), *classes))))
+        dialogues = getattr(corpus, split)
+        labels = Counter(turn.label for dialogue in dialogues for turn in dialogue.turns)
+        classes = [labels[label] for label in range(len(corpus.labels))]
+        rows.append((split, *map(str, (len(dialogues), labels.total(), sum(classes), *classes))))
     return table(rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -47,7 +47,7 @@ def encode(
     model.eval()
     with torch.inference_mode():
         bar = progress_bar(own, desc=f"encoding {what}", unit="batch", shown=accelerator.is_main_process)
-        inputs = (collate([samples[i] for i in batch]).to(accelerator.device) for batch in bar)
+        inputs = (send_to_device(collate([samples[i] for i in batch]), accelerator.device) for batch in bar)
         features = [model(batch)[0].cpu() for batch in inputs]
     model.train(was_training)
     everyones = gather_object(list(zip(own, features, strict=True)))
@@ -142,13 +142,12 @@ def f1_of_counts(counts: Array, average: str = "weighted") -> Array:
 
 
 def paired_bootstrap(
-    gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int, average: str = "weighted",
-    draws: int = 10_000,
-) -> dict[str, float]:  # fmt: skip
+    gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int, average: str = "weighted"
+) -> dict[str, float]:
     """The difference of two arms' F1, mean over seeds, with its 95% interval over dialogues and seeds.
 
-    Every draw takes as many dialogues and seeds as there are, with replacement, and the same ones for both arms. `gold`
-    is (n,); `one` and `other` are an arm's predictions (S, n), by the same seeds; `dialogues` names those of the turns.
+    Each of 10,000 draws takes as many dialogues and seeds as there are, with replacement, and the same for both arms.
+    `gold` is (n,). `one` and `other` are an arm's predictions (S, n), by the same seeds. `dialogues` names each turn's.
     A prediction that is no class leaves the turn out.
     """
     names, place = np.unique(np.asarray(dialogues), return_inverse=True)
@@ -160,9 +159,9 @@ def paired_bootstrap(
     np.add.at(counts, (place, arm[..., None], seed[..., None], gold, of_a_class), guesses < num_classes)
 
     generator = np.random.default_rng(0)
-    times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)  # (draws, dialogues)
+    times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=10_000)  # (draws, dialogues)
     of_arms = f1_of_counts(np.tensordot(times, counts, 1), average)  # (draws, 2, S)
-    drawn_seeds = generator.integers(seeds, size=(draws, seeds))
+    drawn_seeds = generator.integers(seeds, size=(len(times), seeds))
     differences = np.take_along_axis(of_arms[:, 0] - of_arms[:, 1], drawn_seeds, 1).mean(1)
     low, high = np.quantile(differences, (0.025, 0.975))
     point = np.subtract(*f1_of_counts(counts.sum(0), average)).mean()

@@ -166,12 +166,11 @@ def read_csv(path: Path, shape: dict[str, Any]) -> Iterator[dict[str, Any]]:
         header = next(rows, [])
         if missing := [column for column in shape if column not in header]:
             raise InputError(f"{path}, line 1: expected a column {missing[0]}; received {', '.join(header) or 'none'}")
-        for fields in rows:
+        for fields in filter(None, rows):  # no blank lines
             place = f"{path}, line {rows.line_num}"
-            if fields and len(fields) != len(header):
+            if len(fields) != len(header):
                 raise InputError(f"{place}: expected {len(header)} fields, as in line 1; received {len(fields)}")
-            if fields:  # no blank line
-                yield parsed(dict(zip(header, fields, strict=True)), shape, place)
+            yield parsed(dict(zip(header, fields, strict=True)), shape, place)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: expected UTF-8; save the file with that encoding") from error

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .files import InputError
-from .settings import ANEW, HEADS, NAMES, Settings, read_settings
+from .settings import ANEW, FORMER, HEADS, NAMES, Settings
 
 FORMAT = "spcl-erc 3"  # of checkpoints
 FIGURES = ("curves.png", "confusion.png")  # of the report of a single run
@@ -41,7 +41,7 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps other processes from training in the folder, except on Windows. A killed process keeps nobody out."""
+        """Locks the folder against other trainings, except on Windows. A killed process loses it."""
         self.check()
         self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -53,37 +53,37 @@ class RunFolder:
                 # A fork that outlives the process would keep the lock; nothing forks here.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(
-                    f"{self.path} is in use: another process trains there. Wait for its end, or name another folder "
-                    "with --output"
-                ) from None
+                message = f"{self.path} is in use: another process trains there. Wait for it, or name another --output"
+                raise InputError(message) from None
             except (ImportError, OSError):
                 pass  # Nothing is locked on Windows and on some network file systems.
             yield
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
-        """Begins a run in the folder, or takes up the one that it holds. InputError where that is not allowed."""
+        """Begins a run in the folder, or continues the one that it holds. InputError where that is not allowed."""
         if overwrite and not resume:
             self.clear()
         stored = self.stored_settings()
         if stored is None:
             write_json(self.settings, asdict(settings))
         elif not resume:
-            raise InputError(
-                f"{self.path} already holds a run: --resume continues it, --overwrite replaces it, "
-                "--output names another folder"
-            )
+            remedy = "--resume continues it, --overwrite replaces it, or name another --output"
+            raise InputError(f"{self.path} already holds a run: {remedy}")
         elif stored != settings:
             pairs = ((name, getattr(stored, name), getattr(settings, name)) for name in NAMES)
             changed = ", ".join(f"{name} ({before!r}, now {now!r})" for name, before, now in pairs if before != now)
-            raise InputError(
-                f"{self.path} holds a run of other settings: {changed}; leave these options as they were, or name "
-                "another folder with --output"
-            )
+            remedy = "leave these options as they were, or name another --output"
+            raise InputError(f"{self.path} holds a run of other settings: {changed}; {remedy}")
 
     def stored_settings(self) -> Settings | None:
         """The settings of the run that the folder holds, if it holds one."""
-        return read_settings(self.settings) if self.settings.exists() else None
+        if not self.settings.exists():
+            return None
+        try:
+            stored = json.loads(self.settings.read_text(encoding="utf-8")).items()
+            return Settings(**{name: value for name, value in stored if (name, value) not in FORMER.items()})
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{self.settings} holds no settings of this version ({error}); {ANEW}") from error
 
     def stored_result(self) -> dict[str, Any] | None:
         """The result, if the run is finished."""
@@ -96,10 +96,6 @@ class RunFolder:
             return result
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.result} holds no result of this version ({error!r}); {ANEW}") from error
-
-    def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one for each finished epoch."""
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
     def checkpoints(self) -> list[Path]:
         """Its checkpoints, the newest last."""
@@ -136,12 +132,10 @@ def atomically(path: Path, write: Callable[[Path], Any]) -> None:
         unfinished.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two are how writers report a full disk
         place = next(filter(Path.exists, path.absolute().parents))  # the folder, unless it is gone
-        free = shutil.disk_usage(place).free / 2**20
+        free = f"{shutil.disk_usage(place).free / 2**20:.1f} MiB were free"
         unfinished.unlink(missing_ok=True)
-        raise InputError(
-            f"{path} cannot be written: {error}; {free:.1f} MiB were free. Make room if that is too little, and "
-            "continue with --resume"
-        ) from error
+        remedy = "Make room if that is too little, and continue with --resume"
+        raise InputError(f"{path} cannot be written: {error}; {free}. {remedy}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -194,11 +188,9 @@ def restore_checkpoint(path: Path, progress: Progress, parts: dict[str, Any], ac
     import torch
 
     state = read_checkpoint(path)
-    if len(state["random"]) != accelerator.num_processes:
-        raise InputError(
-            f"{path} is the checkpoint of a run with {len(state['random'])} processes; received "
-            f"{accelerator.num_processes}. Continue with as many, or begin anew with --overwrite"
-        )
+    if (before := len(state["random"])) != (now := accelerator.num_processes):
+        remedy = "Continue with as many, or begin anew with --overwrite"
+        raise InputError(f"{path} is the checkpoint of a run with {before} processes; received {now}. {remedy}")
     vars(progress).update(state["progress"])
     for name, part in parts.items():
         part.load_state_dict(state[name])

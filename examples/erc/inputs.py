@@ -1,17 +1,18 @@
 """What goes into the encoder: dialogues as token sequences, and the tokens that represent each utterance."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .data import Dialogue
 from .files import InputError
 from .settings import Settings
 
-AFTER_ALL = torch.iinfo(torch.long).max
+AFTER_ALL = torch.iinfo(torch.int32).max
 PAST_QUERIES = 0.2  # share of the turns that also ask for an earlier turn's emotion, in training
 
 
@@ -170,8 +171,7 @@ def first_and_last(tokenizer: Any, max_length: int) -> tuple[int, int]:
     return tokenizer.cls_token_id, tokenizer.sep_token_id
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """N samples in R inputs, which are padded to L tokens."""
 
     input_ids: Tensor  # (R, L)
@@ -181,27 +181,20 @@ class Batch:
     labels: Tensor  # (N,)
     by_turn: bool  # whether a token sees its own turn and those before it, else all
 
-    def to(self, device: torch.device) -> "Batch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if name != "by_turn"}
-        return replace(self, **tensors)
-
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """A batch that is no longer than its members need. An input that samples share is in it once."""
     groups = share_inputs(samples, range(len(samples)))
     row = {index: r for r, group in enumerate(groups) for index in group}
-    inputs = [samples[group[0]].input for group in groups]
     # Tokens after the last one needed are dropped: earlier tokens cannot see them.
-    lengths = [max(samples[index].length for index in group) for group in groups]
-    input_ids = torch.zeros(len(inputs), max(lengths), dtype=torch.long)  # padding is never seen: any token would do
-    turns = torch.full_like(input_ids, AFTER_ALL)
-    for r, (one, length) in enumerate(zip(inputs, lengths, strict=True)):
-        input_ids[r, :length] = torch.tensor(one.ids[:length])
-        turns[r, :length] = torch.tensor(one.turns[:length]) if one.turns else 0
+    inputs = [(samples[group[0]].input, max(samples[index].length for index in group)) for group in groups]
+    input_ids = pad_sequence([torch.tensor(one.ids[:length]) for one, length in inputs], batch_first=True)
+    all_turns = [torch.tensor(one.turns[:length] if one.turns else [0] * length) for one, length in inputs]
+    turns = pad_sequence(all_turns, batch_first=True, padding_value=AFTER_ALL)  # padding is seen by no token
     spans = [torch.arange(sample.start, sample.end) + row[i] * input_ids.shape[1] for i, sample in enumerate(samples)]
     offsets = torch.tensor([0, *map(len, spans[:-1])]).cumsum(0)
     labels = torch.tensor([sample.label for sample in samples])
-    return Batch(input_ids, turns, torch.cat(spans), offsets, labels, by_turn=inputs[0].turns is not None)
+    return Batch(input_ids, turns, torch.cat(spans), offsets, labels, by_turn=inputs[0][0].turns is not None)
 
 
 def share_inputs(samples: Sequence[Sample], indices: Sequence[int]) -> list[list[int]]:

@@ -87,14 +87,13 @@ class EmotionModel(nn.Module):
 
     def parameter_groups(self, settings: Settings) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay, for AdamW."""
-        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 rate = settings.encoder_rate if name.startswith("backbone.") else settings.head_rate
                 decay = WEIGHT_DECAY if parameter.ndim > 1 and parameter is not self.prototypes else 0.0
-                members.setdefault((rate, decay), []).append(parameter)
-        groups = ((*key, parameters) for key, parameters in members.items())
-        return [{"params": p, "lr": rate, "full_rate": rate, "weight_decay": decay} for rate, decay, p in groups]
+                groups.setdefault((rate, decay), []).append(parameter)
+        return [{"params": p, "lr": r, "full_rate": r, "weight_decay": decay} for (r, decay), p in groups.items()]
 
 
 def loss_options(settings: Settings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What finished runs leave to read: predictions, and a page of tables and figures for one run or for many."""
 
 import csv
+import json
 import platform
 import shutil
 import statistics
@@ -35,10 +36,7 @@ SELECTED = (("dev", "weighted_f1"), ("test", "weighted_f1"), ("test", "macro_f1"
 METHODS = {
     "spcl": "SPCL", "spdcl": "SPDCL", "supcon": "SupCon", "bcl": "BCL", "eacl": "EACL-style", "ce": "cross-entropy",
 }  # fmt: skip
-CURVES = (
-    "After each epoch: dev weighted-F1, and the contrastive loss above its smallest possible value. "
-    "Lines are means over seeds, bands go from the lowest to the highest."
-)
+CURVES = "Dev weighted-F1, and the contrastive loss above its smallest possible value: mean and range over seeds."
 CONFUSION = "Test turns, selecting head, all seeds: percent of the true class."
 # Okabe and Ito's colours stay apart under colour blindness, and shapes repeat them.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#F0E442")
@@ -84,10 +82,9 @@ class Arm:
         """What the results hold at a path such as ("dev", "lda", "weighted_f1"), by seed."""
         return [float(reduce(getitem, path, run.result)) for run in self.runs]
 
-    def confusion(self) -> np.ndarray:
-        """(C, C) test counts, true class by predicted class, of all seeds together."""
-        of_runs = [confusion_matrix(run.test["gold"], run.test[self.head], labels=self.classes) for run in self.runs]
-        return np.sum(of_runs, axis=0)
+    def test(self, column: str) -> list[str]:
+        """A column of predictions.csv, of the test set, of all seeds together."""
+        return [value for run in self.runs for value in run.test[column]]
 
 
 def collect(roots: Iterable[Path]) -> list[Run]:
@@ -98,7 +95,8 @@ def collect(roots: Iterable[Path]) -> list[Run]:
         try:
             settings, result = folder.stored_settings(), folder.stored_result()
             if settings and result:
-                runs.append(Run(folder, settings, result, folder.history()))
+                lines = folder.metrics.read_text(encoding="utf-8").splitlines()
+                runs.append(Run(folder, settings, result, [*map(json.loads, lines)]))
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
     return runs
@@ -128,50 +126,44 @@ def label(settings: Settings, all_settings: Iterable[Settings]) -> str:
 
 def write_report(runs: Sequence[Run], output: Path) -> None:
     """Writes report.md with its figures, for one run or for many."""
-    lines = [
+    paragraphs = [
         "# Emotion recognition in conversation with SPCL",
-        "",
-        "Scores are in percent. The best epoch has the best dev weighted-F1 of the head in `selected by`. Test is",
+        "Scores are in percent. The best epoch has the best dev weighted-F1 of the head in `selected by`. Test is\n"
         "scored once, with that epoch's weights. All arms have the same heads. ± is the standard deviation over seeds.",
-        "",
     ]
     groups = by_dataset(runs)
     for number, ((dataset, encoder), arms) in enumerate(groups.items()):
-        lines += [f"## {dataset}, {plain_markdown(encoder)}", ""]
+        paragraphs.append(f"## {dataset}, {plain_markdown(encoder)}")
         if any(arm.settings.limit for arm in arms):
-            lines += ["**These runs saw only part of the dataset. These are no scores on the dataset.**", ""]
-        lines += [tables(arms), ""]
-        if len(arms) > 1:
-            lines += [_differences(arms), ""]
+            paragraphs.append("**These runs saw only part of the dataset. These are no scores on the dataset.**")
+        paragraphs += [tables(arms), *_differences(arms)]
         for name, caption, draw in (("curves", CURVES, curves), ("confusion", CONFUSION, confusion)):
             file = f"{name}.png" if len(groups) == 1 else f"{name}-{number + 1}.png"
             atomically(output / file, partial(draw(arms).savefig, dpi=150))
-            lines += [f"![{caption}]({file})", "", caption, ""]
-    write_text(output / "report.md", "\n".join(lines))
+            paragraphs += [f"![{caption}]({file})", caption]
+    write_text(output / "report.md", "\n\n".join(paragraphs) + "\n")
 
 
 def tables(arms: Sequence[Arm]) -> str:
     """The scores of the selecting head, of every head, and of every class."""
     classes = arms[0].classes
-    selected = [
-        ("arm", "seeds", "selected by", "dev", "test", "test macro-F1", "test accuracy", "best epoch", "seconds")
-    ]
+    by_arm = [("arm", "seeds", "selected by", "dev", "test", "test macro-F1", "test accuracy", "best epoch", "seconds")]
     by_head = [("weighted-F1 by head, dev / test", *HEADS)]
     by_class = [("test F1 by class", *classes)]
     for arm in arms:
         values = [spread(arm.scores(split, arm.head, metric)) for split, metric in SELECTED]
         epochs = ", ".join(f"{run.result['best_epoch']} of {run.result['epochs']}" for run in arm.runs)
         seconds = statistics.fmean(arm.scores("seconds"))
-        selected.append((arm.label, str(len(arm.runs)), arm.head, *values, epochs, f"{seconds:.0f}"))
+        by_arm.append((arm.label, str(len(arm.runs)), arm.head, *values, epochs, f"{seconds:.0f}"))
         pairs = [[arm.scores(split, head, "weighted_f1") for split in ("dev", "test")] for head in HEADS]
         means = (f"{100 * statistics.fmean(dev):.2f} / {100 * statistics.fmean(test):.2f}" for dev, test in pairs)
         by_head.append((arm.label, *means))
         f1s = (spread(arm.scores("test", arm.head, "per_class_f1", name)) for name in classes)
         by_class.append((arm.label, *f1s))
-    return "\n\n".join(map(table, (selected, by_head, by_class)))
+    return "\n\n".join(map(table, (by_arm, by_head, by_class)))
 
 
-def _differences(arms: Sequence[Arm]) -> str:
+def _differences(arms: Sequence[Arm]) -> list[str]:
     """Every arm against cross-entropy, or against the best on dev where there is none, on the seeds that both have."""
     base = next((arm for arm in arms if arm.settings.objective == "ce"), arms[0])
     rows = [(f"test weighted-F1 minus that of {base.label}", "seeds", "difference", "95% interval")]
@@ -179,7 +171,7 @@ def _differences(arms: Sequence[Arm]) -> str:
         if arm is not base and (found := difference(arm, base)) is not None:
             interval = f"{100 * found['low']:+.2f} to {100 * found['high']:+.2f}"
             rows.append((arm.label, f"{found['seeds']:.0f}", f"{100 * found['difference']:+.2f}", interval))
-    return f"{table(rows)}\n\nThe interval is a paired bootstrap over dialogues and seeds." if len(rows) > 1 else ""
+    return [table(rows), "The interval is a paired bootstrap over dialogues and seeds."] if len(rows) > 1 else []
 
 
 def difference(one: Arm, other: Arm) -> dict[str, float] | None:
@@ -189,19 +181,15 @@ def difference(one: Arm, other: Arm) -> dict[str, float] | None:
     test_sets = [[test[name] for name in ("dialogue", "utterance", "gold")] for pair in pairs for test in pair]
     if not pairs or any(turns != test_sets[0] for turns in test_sets):
         return None
-    place = {name: number for number, name in enumerate(one.classes)}
-    ours = np.array([[place[name] for name in test[one.head]] for test, _ in pairs])
-    theirs = np.array([[place[name] for name in test[other.head]] for _, test in pairs])
+    index = np.vectorize(one.classes.index)
+    ours, theirs = index([test[one.head] for test, _ in pairs]), index([test[other.head] for _, test in pairs])
     dialogues, _, gold = test_sets[0]
-    found = paired_bootstrap(np.array([place[name] for name in gold]), ours, theirs, dialogues, len(place))
-    return {"seeds": len(pairs), **found}
+    return {"seeds": len(pairs), **paired_bootstrap(index(gold), ours, theirs, dialogues, len(one.classes))}
 
 
 def curves(arms: Sequence[Arm]) -> Figure:
-    # Runs of earlier versions have no diagnostics.
-    measured = any("diagnostics" in line for arm in arms for run in arm.runs for line in run.history)
     figure = Figure(figsize=(10, 3.4 + 0.2 * len(arms)), layout="constrained", facecolor="white")
-    panels = figure.subplots(1, 1 + measured, squeeze=False)[0]
+    panels = figure.subplots(1, 2)
     for number, arm in enumerate(arms):
         length = min(len(run.history) for run in arm.runs)  # a run that stopped early ends the mean
         updates = [line["updates"] for line in arm.runs[0].history[:length]]
@@ -209,12 +197,12 @@ def curves(arms: Sequence[Arm]) -> Figure:
         f1 = [[100 * line["dev"][arm.head]["weighted_f1"] for line in history] for history in histories]
         loss = [[line.get("diagnostics", {}).get("loss_above_floor") for line in history] for history in histories]
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        for panel, rows in zip(panels, (f1, loss), strict=False):
+        for panel, rows in zip(panels, (f1, loss), strict=True):
             values = np.array(rows, float)
             name = _literal(arm.label, 120)
             panel.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=name)
             panel.fill_between(updates, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
-    for panel, what in zip(panels, ("dev weighted-F1, percent", "contrastive loss above its floor"), strict=False):
+    for panel, what in zip(panels, ("dev weighted-F1, percent", "contrastive loss above its floor"), strict=True):
         panel.set(xlabel="updates", ylabel=what)
         panel.grid(axis="y", color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
@@ -228,12 +216,12 @@ def confusion(arms: Sequence[Arm]) -> Figure:
     rows = -(-len(arms) // columns)
     size = columns * (1.6 + 0.62 * len(classes)), rows * (1.6 + 0.5 * len(classes))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    all_shares = [counts / np.maximum(counts.sum(1, keepdims=True), 1) for counts in (arm.confusion() for arm in arms)]
-    colours = {"vmin": 0, "vmax": np.max(all_shares)}  # the same in all panels
-    for number, (arm, shares) in enumerate(zip(arms, all_shares, strict=True), start=1):
+    for number, arm in enumerate(arms, start=1):
         panel = figure.add_subplot(rows, columns, number)
+        shares = confusion_matrix(arm.test("gold"), arm.test(arm.head), labels=classes, normalize="true")
         display = ConfusionMatrixDisplay(shares, display_labels=[*map(_literal, classes)])
-        display.plot(cmap="Blues", im_kw=colours, values_format=".0%", xticks_rotation=40, colorbar=False, ax=panel)
+        colors = {"cmap": "Blues", "im_kw": {"vmin": 0, "vmax": 1}, "colorbar": False}
+        display.plot(values_format=".0%", xticks_rotation=40, ax=panel, **colors)
         panel.set(title=_literal(arm.label, 8 * len(classes)), xlabel="predicted", ylabel="true")
     return figure
 

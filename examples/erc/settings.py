@@ -2,10 +2,8 @@
 
 import argparse
 import itertools
-import json
 import typing
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from .files import InputError
@@ -78,11 +76,10 @@ class Settings:
             raise InputError(f"train_fraction must be above 0 and at most 1; received {self.train_fraction!r}")
         if self.support_size > self.queue_size:
             raise InputError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
+        weight = self.contrastive_weight
         if self.objective == "ce":
-            if self.contrastive_weight not in (None, Settings.contrastive_weight):
-                raise InputError(
-                    f"contrastive_weight needs a contrastive objective; received {self.contrastive_weight!r} with ce"
-                )
+            if weight not in (None, Settings.contrastive_weight):
+                raise InputError(f"contrastive_weight needs a contrastive objective; received {weight!r} with ce")
             object.__setattr__(self, "contrastive_weight", None)  # the default has nothing to weigh
 
 
@@ -103,32 +100,19 @@ PRESETS: dict[str, dict[str, Any]] = {
               "support_size": 4},
 }  # fmt: skip
 
-# IEMOCAP has half as many labelled turns as the others.
-DATASET_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("cpu", "IEMOCAP"): {"warmup": 50},
-    ("mpnet", "IEMOCAP"): {"warmup": 50},
-    ("smoke", "IEMOCAP"): {"limit": 4},
-}
+# IEMOCAP has half as many labelled turns as the others, in longer dialogues.
+IEMOCAP_CHANGES = {"cpu": {"warmup": 50}, "mpnet": {"warmup": 50}, "smoke": {"limit": 4}}
 
 
 def preset(name: str, dataset: str) -> dict[str, Any]:
     """What a preset changes of the defaults on a dataset."""
-    return PRESETS[name] | DATASET_PRESETS.get((name, dataset), {})
+    return PRESETS[name] | (IEMOCAP_CHANGES.get(name, {}) if dataset == "IEMOCAP" else {})
 
 
 NAMES = tuple(setting.name for setting in fields(Settings))
 FORMER = {"memory_candidates": 0, "class_weights": False}  # settings of earlier versions, at values that change nothing
 
 ANEW = "train again in another folder, or with --overwrite"  # the remedy for a damaged run, or one of another version
-
-
-def read_settings(path: Path) -> Settings:
-    """The settings of a stored run."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8")).items()
-        return Settings(**{name: value for name, value in stored if (name, value) not in FORMER.items()})
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no settings of this version ({error}); {ANEW}") from error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,20 +32,16 @@ from .model import CLIP_NORM, EmotionModel, load_encoder, loss_options, precisio
 from .report import Run, environment, write_run
 from .settings import Settings
 
+CHECKPOINT_EVERY = 200  # batches; there is one after every epoch too
+
 
 def train(
-    settings: Settings,
-    corpus: Corpus,
-    output: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    checkpoint_every: int = 200,
+    settings: Settings, corpus: Corpus, output: str | Path, *, resume: bool = False, overwrite: bool = False
 ) -> dict[str, Any]:
     """Trains and scores one model. Returns what result.json holds.
 
-    A checkpoint is written after every epoch and every `checkpoint_every` batches. If the folder `output` already holds
-    a run, `resume` continues it and `overwrite` replaces it. Without either this is an InputError.
+    If the folder `output` already holds a run, `resume` continues it and `overwrite` replaces it. Without either, this
+    is an InputError.
     """
     if corpus.name != settings.dataset:
         raise ValueError(f"corpus must be {settings.dataset}, as in the settings; received {corpus.name}")
@@ -58,7 +54,7 @@ def train(
         if (result := folder.stored_result()) is not None:
             return result
         corpus = corpus.first(settings.limit).part(settings.train_fraction, settings.seed)
-        result = Training(settings, corpus, folder, accelerator, checkpoint_every).run()
+        result = Training(settings, corpus, folder, accelerator).run()
         accelerator.free_memory()
         return result
 
@@ -66,11 +62,9 @@ def train(
 class Training:
     """One run. Its methods stand in the order in which they are called."""
 
-    def __init__(
-        self, settings: Settings, corpus: Corpus, folder: RunFolder, accelerator: Accelerator, checkpoint_every: int
-    ) -> None:
+    def __init__(self, settings: Settings, corpus: Corpus, folder: RunFolder, accelerator: Accelerator) -> None:
         self.settings, self.corpus, self.folder, self.accelerator = settings, corpus, folder, accelerator
-        self.checkpoint_every, self.began = checkpoint_every, time.monotonic()
+        self.began = time.monotonic()
         set_seed(settings.seed)
 
         # The model: an encoder and a linear head. The head's cross-entropy trains the encoder only if asked to.
@@ -134,9 +128,9 @@ class Training:
             labels = torch.from_numpy(encoded.labels).to(self.accelerator.device)
             self.criterion.memory.initialize(features, labels)
             difficulty = prototype_difficulty(features, labels).cpu()
-        else:
+        elif data.sampler is not None:
             difficulty = data.observed()
-        if data.sampler is not None and difficulty is not None:
+        if data.sampler is not None:
             data.sampler.set_epoch(epoch, difficulty)
             drawn = difficulty[data.sampler.indices]
             self.progress.difficulty = {"all": float(difficulty.mean()), "drawn": float(drawn.mean())}
@@ -155,7 +149,7 @@ class Training:
             unit="batch", shown=self.accelerator.is_main_process,
         ) as bar:  # fmt: skip
             for members in batches[progress.batch :]:  # all of them, unless the epoch was interrupted
-                batch = collate([self.data.samples[i] for i in members]).to(self.accelerator.device)
+                batch = send_to_device(collate([self.data.samples[i] for i in members]), self.accelerator.device)
                 features, scores = self.model(batch)
                 if self.data.observes:  # for the epochs to come, before the loss puts the batch into the centroids
                     places, centroids = torch.tensor(members), self.criterion.memory.centroids()
@@ -172,7 +166,7 @@ class Training:
                 if progress.batch % 20 == 0:  # reading a loss waits for the device
                     means = (sums / progress.batch).tolist()
                     bar.set_postfix(contrastive=f"{means[0]:.3f}", cross_entropy=f"{means[1]:.3f}", refresh=False)
-                if progress.batch < len(batches) and progress.batch % self.checkpoint_every == 0:
+                if progress.batch < len(batches) and progress.batch % CHECKPOINT_EVERY == 0:
                     progress.losses = sums.tolist()
                     self.save()
         progress.losses = sums.tolist()
@@ -209,8 +203,6 @@ class Training:
         _, all_scores, train = self.evaluate({"dev": self.dev})
         scores = all_scores["dev"]
         contrastive, cross_entropy = (total / max(1, progress.batch) for total in progress.losses)
-        before = [line["dev"][selects_by]["weighted_f1"] for line in progress.history]
-        best = not before or scores[selects_by]["weighted_f1"] > max(before)
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
         line = {
             "epoch": progress.epoch, "updates": progress.update, "samples": len(self.data.indices),
@@ -218,11 +210,11 @@ class Training:
             "dev": scores, "difficulty": progress.difficulty, "diagnostics": self.diagnose(train),
         }  # fmt: skip
         progress.history.append(line)
-        if best:
-            progress.best_epoch = progress.epoch
-            if self.accelerator.is_main_process:
-                weights = {name: value.cpu().contiguous() for name, value in self.bare_model.state_dict().items()}
-                atomically(self.folder.best_of(progress.epoch), partial(save_file, weights))
+        best = max(progress.history, key=lambda line: line["dev"][selects_by]["weighted_f1"])  # the first of equals
+        progress.best_epoch = best["epoch"]
+        if best is line and self.accelerator.is_main_process:
+            weights = {name: value.cpu().contiguous() for name, value in self.bare_model.state_dict().items()}
+            atomically(self.folder.best_of(progress.epoch), partial(save_file, weights))
         dev = ", ".join(f"{head} {scores[head]['weighted_f1']:.4f}" for head in scores)
         self.accelerator.print(
             f"epoch {progress.epoch}/{self.settings.epochs}: contrastive loss {contrastive:.3f}, cross-entropy "
