@@ -108,19 +108,6 @@ def test_the_table_counts_what_is_used(nowhere, capsys, trained):
     assert [cells(line)[:2] for line in captured[3:6]] == [["train", "240"], ["dev", "250"], ["test", "600"]]
 
 
-def test_the_last_line_says_what_to_expect_of_the_defaults(nowhere, capsys, monkeypatch):
-    monkeypatch.setattr(train, "train", lambda *_, **options: None)
-    (nowhere / "run").mkdir()
-    (nowhere / "run" / "report.md").write_text("the page", encoding="utf-8")
-    monkeypatch.setitem(command.EXPECTED, "practice corpus", 12)
-    options = ["--practice", "--preset", "cpu", "--output", str(nowhere / "run")]
-    for more, last in (([], "about 12."), (["--seed", "4"], "about 12."), (["--epochs", "9"], str(nowhere / "run"))):
-        command.main("MELD", None, [*options, *more])
-        shown = capsys.readouterr().out.rstrip()
-        assert "\nthe page\n" in shown
-        assert shown.endswith(last)
-
-
 def test_help_is_in_groups(capsys):
     with pytest.raises(SystemExit):
         command.main("MELD", None, ["--help"])
@@ -220,6 +207,7 @@ def test_two_processes_train_one_model_and_continue_it_exactly(tmp_path):
     script.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests/examples')!r}, {str(ROOT / 'examples')!r}]\n"
         "import erc_tiny\n"
+        "from erc import train as training\n"
         "from erc.train import Training, train\n"
         f"settings = erc_tiny.settings({encoder!r}, epochs=2, inputs='dialogues', curriculum='all')\n"
         f"train(settings, erc_tiny.corpus(), {str(tmp_path / 'run')!r})\n"
@@ -230,7 +218,8 @@ def test_two_processes_train_one_model_and_continue_it_exactly(tmp_path):
         "    step(self, factor)\n"
         "Training.step = interrupted\n"
         f"again = {str(tmp_path / 'again')!r}\n"
-        "try: train(settings, erc_tiny.corpus(), again, checkpoint_every=2)\n"
+        "training.CHECKPOINT_EVERY = 2\n"
+        "try: train(settings, erc_tiny.corpus(), again)\n"
         "except KeyboardInterrupt: train(settings, erc_tiny.corpus(), again, resume=True)\n",
         encoding="utf-8",
     )

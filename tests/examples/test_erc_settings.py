@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from erc.files import InputError
-from erc.settings import NAMES, OBJECTIVES, PRESETS, Settings, add_options, given, preset, read_settings
+from erc.folder import RunFolder
+from erc.settings import NAMES, OBJECTIVES, PRESETS, Settings, add_options, given, preset
 from spcl_loss import METHODS
 
 
@@ -87,11 +88,11 @@ def test_a_wrong_value_is_named(change, message):
 def test_settings_of_earlier_versions_are_read_where_they_change_nothing(tmp_path):
     path, stored = tmp_path / "settings.json", {**asdict(Settings(seed=4)), "memory_candidates": 0}
     path.write_text(json.dumps(stored | {"class_weights": False}))
-    assert read_settings(path) == Settings(seed=4)
+    assert RunFolder(tmp_path).stored_settings() == Settings(seed=4)
     for text in (json.dumps(stored | {"memory_candidates": 16}), json.dumps({"colour": "red"}), "[1]", "{", "3"):
         path.write_text(text)
         with pytest.raises(InputError, match=r"settings\.json holds no settings of this version \(.*train again"):
-            read_settings(path)
+            RunFolder(tmp_path).stored_settings()
 
 
 def test_the_default_recipe_and_cross_entropy_differ_in_the_objective_alone():

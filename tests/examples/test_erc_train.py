@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,13 +37,10 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-FINISHED = sorted(
-    [
-        "settings.json", "metrics.jsonl", "result.json", "best.safetensors", "reference.safetensors", "predictions.csv",
-        "report.md",
-        *FIGURES,
-    ]
-)  # fmt: skip
+FINISHED = sorted((
+    "settings.json", "metrics.jsonl", "result.json", "best.safetensors", "reference.safetensors", "predictions.csv",
+    "report.md", *FIGURES,
+))  # fmt: skip
 
 
 def outcome(folder):
@@ -164,19 +161,19 @@ class Interruption(Exception):
     pass
 
 
-def interrupt_after(monkeypatch, batches):
-    """Lets a run break off in the middle of an update."""
-    count = 0
-    real = train.Training.step
+def interrupted(settings, folder, batches):
+    """A run that breaks off in the middle of an update, after so many others."""
+    updates, real = iter(range(batches)), train.Training.step
 
     def step(self, factor):
-        nonlocal count
-        count += 1
-        if count > batches:
+        if next(updates, None) is None:
             raise Interruption
         real(self, factor)
 
-    monkeypatch.setattr(train.Training, "step", step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Training, "step", step)
+        with pytest.raises(Interruption):
+            train.train(settings, erc_tiny.corpus(), folder)
 
 
 @pytest.mark.parametrize("batches", [0, 9, 17])
@@ -184,14 +181,12 @@ def interrupt_after(monkeypatch, batches):
 def test_an_interrupted_run_continues_as_if_nothing_had_been(encoder, finished, tmp_path, monkeypatch, batches):
     # six batches an epoch; a checkpoint after each second one and after each epoch
     settings, whole, _ = finished
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, batches)
-        with pytest.raises(Interruption):
-            train.train(settings, erc_tiny.corpus(), tmp_path / "run", checkpoint_every=2)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
+    interrupted(settings, tmp_path / "run", batches)
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 1
     assert len(list((tmp_path / "run").glob("best-*"))) == min(1, batches // 6)
     assert not (tmp_path / "run" / "result.json").exists()
-    train.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True, checkpoint_every=2)
+    train.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == FINISHED
     assert_same(outcome(whole), outcome(tmp_path / "run"))
 
@@ -199,20 +194,19 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(encoder, finished, 
 @pytest.mark.usefixtures("quick_figures")
 def test_a_checkpoint_broken_off_leaves_the_one_before_a_spoilt_one_is_named(encoder, finished, tmp_path, monkeypatch):
     settings, whole, _ = finished
-    folder, count, real = tmp_path / "run", 0, torch.save
+    folder, whole_ones, real = tmp_path / "run", iter(range(3)), torch.save
 
     def save(state, path):
-        nonlocal count
-        count += 1
-        if count == 4:  # the second within the first epoch is at its end
+        if next(whole_ones, None) is None:  # the one at the end of the first epoch
             path.write_bytes(b"broken off")
             raise Interruption
         real(state, path)
 
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)
         with pytest.raises(Interruption):
-            train.train(settings, erc_tiny.corpus(), folder, checkpoint_every=2)
+            train.train(settings, erc_tiny.corpus(), folder)
     newest = folder / "checkpoint-0000-0000004.pt"
     assert RunFolder(folder).checkpoints() == [newest]
     assert f"partial-{os.getpid()}-checkpoint-0001-0000000.pt" in files(folder)
@@ -241,9 +235,10 @@ def test_a_checkpoint_broken_off_leaves_the_one_before_a_spoilt_one_is_named(enc
 SCRIPT = """
 import sys; sys.path[:0] = ["tests/examples", "examples"]
 import erc_tiny
-from erc.train import train
+from erc import train
 encoder, folder = sys.argv[1:]
-train(erc_tiny.settings(encoder), erc_tiny.corpus(), folder, resume=True, checkpoint_every=2)
+train.CHECKPOINT_EVERY = 2
+train.train(erc_tiny.settings(encoder), erc_tiny.corpus(), folder, resume=True)
 """
 
 
@@ -267,7 +262,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(encoder, finished, tmp_path):
     folder = tmp_path / "run"
     kill_after("checkpoint-0001-0000002.pt", encoder, folder, seconds=random.Random(0).uniform(0, 0.03))
     assert not (folder / "result.json").exists()
-    train.train(settings, erc_tiny.corpus(), folder, resume=True, checkpoint_every=2)
+    train.train(settings, erc_tiny.corpus(), folder, resume=True)
     assert files(folder) == FINISHED
     assert_same(outcome(whole), outcome(folder))
 
@@ -298,14 +293,8 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(encoder, tmp_path
 def test_what_cannot_be_used_is_refused_before_training(encoder, tmp_path):
     with pytest.raises(ValueError, match="corpus must be MELD, as in the settings; received tiny"):
         train.train(erc_tiny.settings(encoder, dataset="MELD"), erc_tiny.corpus(), tmp_path)
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    for output in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(InputError, match="file is a file: --output must name a folder"):
-            train.train(erc_tiny.settings(encoder), erc_tiny.corpus(), output)
-    empty = SimpleNamespace(**{**vars(erc_tiny.corpus()), "test": ()})
-    corpus = type(erc_tiny.corpus())(**vars(empty))
     with pytest.raises(InputError, match="the test split of tiny has no labelled turn"):
-        train.train(erc_tiny.settings(encoder), corpus, tmp_path / "run")
+        train.train(erc_tiny.settings(encoder), replace(erc_tiny.corpus(), test=()), tmp_path / "run")
 
 
 DIALOGUES = {"inputs": "dialogues", "context_turns": 1}
@@ -327,9 +316,8 @@ DIALOGUES = {"inputs": "dialogues", "context_turns": 1}
 def test_every_objective_trains_and_survives_an_interruption(encoder, tmp_path, monkeypatch, changes):
     settings = erc_tiny.settings(encoder, **{"epochs": 2, **changes})
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(Interruption):
-            train.train(settings, erc_tiny.corpus(), tmp_path / "run", checkpoint_every=2)
+        patch.setattr(train, "CHECKPOINT_EVERY", 2)
+        interrupted(settings, tmp_path / "run", 3)
     result = train.train(settings, erc_tiny.corpus(), tmp_path / "run", resume=True)
     train.train(settings, erc_tiny.corpus(), tmp_path / "whole")
     assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
@@ -346,10 +334,9 @@ def test_every_objective_trains_and_survives_an_interruption(encoder, tmp_path, 
         assert lines[0]["updates"] == lines[0]["samples"] // settings.batch_size  # what is left over is dropped
 
 
-def training(encoder, tmp_path, corpus=None, **changes):
+def training(encoder, tmp_path, **changes):
     settings = erc_tiny.settings(encoder, **changes)
-    accelerator = train.Accelerator()
-    return train.Training(settings, corpus or erc_tiny.corpus(), RunFolder(tmp_path), accelerator, 200)
+    return train.Training(settings, erc_tiny.corpus(), RunFolder(tmp_path), train.Accelerator())
 
 
 def gradients(run):
@@ -371,12 +358,7 @@ def test_the_encoder_learns_from_cross_entropy_plus_the_weighted_contrastive_los
     torch.manual_seed(0)
     alone, plain, half, double = (
         gradients(training(encoder, tmp_path, **changes, **more))
-        for more in (
-            {},
-            {"objective": "ce"},
-            {"contrastive_weight": 0.5},
-            {"contrastive_weight": 2.0},
-        )
+        for more in ({}, {"objective": "ce"}, {"contrastive_weight": 0.5}, {"contrastive_weight": 2.0})
     )
     torch.testing.assert_close(alone["head.weight"], plain["head.weight"])  # the head learns all the same
     assert (alone[name] - plain[name]).norm() > 1e-3
