@@ -47,9 +47,8 @@ def main() -> None:
     without_sampler = [name for name in PUBLISHED if not ARMS[name].sampler]
     runs = long_tail.all_runs(options.seeds, [32], [*PUBLISHED, *VARIANTS], options.steps)
     runs += long_tail.all_runs(options.seeds, others, without_sampler, options.steps)
-    table = long_tail.compare(long_tail.score_all(runs, options.output / "long_tail.jsonl", options.workers))
-    print("\n".join(long_tail.report(table)))
-    long_tail.draw(table, options.steps, options.output / "long_tail.png")
+    recalls = long_tail.score_all(runs, options.output / "long_tail.jsonl", options.workers)
+    table = long_tail.present(recalls, options.steps, options.output / "long_tail.png")
     save(options.output / "long_tail.csv", [{key: cell(value) for key, value in row.items()} for row in table])
 
 

@@ -3,12 +3,11 @@
     pip install scikit-learn matplotlib
     python examples/long_tail.py
 
-Every method trains the same small network on the same rows, in as many steps and with as many settings tried. Held-out
-rows choose the setting and the head; test rows choose nothing. It prints a table for each data set and batch size and
-draws a figure. It goes on where it was stopped. docs/howto/imbalance.md shows ten seeds and says what follows.
+Every method trains the same small network on the same rows, with equally many steps and settings. Held-out rows choose
+the setting and the head; test rows choose nothing. The script prints a table for each data set and batch size and draws
+a figure (long_tail_report.py). An interrupted run continues. docs/howto/imbalance.md shows ten seeds and says what
+follows.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -24,20 +23,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+import long_tail_report
 from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
 
 CLASSES, WIDTH = 10, 32  # WIDTH of the embeddings
 RATIO = 100  # training rows of the largest class by those of the smallest
 SIZES = {"digits": (100, 20, 50), "signals": (300, 20, 100)}  # the largest class; held-out and test rows of each class
-GROUPS = {"head": slice(0, 3), "middle": slice(3, 7), "tail": slice(7, 10)}  # of the classes, the largest first
 BATCHES = (8, 32, 128)
-RATES = (1e-2, 3e-2)  # the grid: learning rates, and of each method one setting of its own
+RATES = (1e-2, 3e-2)  # the grid: learning rates, and one setting of the method
 TEMPERATURES = (0.05, 0.2)  # of the plain cosine; SPCL's shifted cosine takes half of them
 DECAYS = (0.01, 1.0)  # weight decay, where there is no temperature
 
@@ -68,15 +66,6 @@ ARMS = {
     "SPCL, sampler": Arm(contrastive=1, sampler=True),
     "cross-entropy + 1 SPCL, sampler": Arm(cross_entropy=1, contrastive=1, sampler=True),
 }
-REFERENCE = "cross-entropy"
-SHOWN = (  # the figure's curves: method and head
-    ("cross-entropy", "own"),
-    ("cross-entropy", "own, adjusted"),
-    ("weighted cross-entropy", "own, adjusted"),
-    ("SPCL", "class means"),
-    ("cross-entropy + 1 SPCL", "own, adjusted"),
-    ("SPCL, sampler", "own, adjusted"),
-)
 
 
 class Run(NamedTuple):
@@ -163,9 +152,9 @@ class Objective(nn.Module):
         self.log_prior = (sizes / len(labels)).log() if arm.log_prior else 0
         self.linear = nn.Linear(WIDTH, CLASSES)
         self.learned = nn.Parameter(torch.randn(CLASSES, WIDTH))  # BCL's prototypes
-        sizes_of_memory = {"queue_size": arm.queue_size, "support_size": arm.support_size}
+        memory = {"queue_size": arm.queue_size, "support_size": arm.support_size}
         self.spcl = SupervisedPrototypicalContrastiveLoss(
-            CLASSES, WIDTH, temperature=temperature / 2, class_weights=self.class_weights, **sizes_of_memory
+            CLASSES, WIDTH, temperature=temperature / 2, class_weights=self.class_weights, **memory
         )
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -181,10 +170,8 @@ class Objective(nn.Module):
         if self.arm.term == "spcl":
             return self.spcl(embeddings, labels)
         prototypes = self.learned if self.arm.term == "bcl" else None
-        options = METHODS[self.arm.term]
-        return supervised_prototypical_contrastive_loss(
-            embeddings, labels, prototypes, temperature=self.temperature, **options
-        )
+        options = {**METHODS[self.arm.term], "temperature": self.temperature}
+        return supervised_prototypical_contrastive_loss(embeddings, labels, prototypes, **options)
 
     def scores(self, embeddings: Tensor, means: Tensor) -> Tensor:
         if self.arm.cross_entropy:
@@ -206,6 +193,7 @@ def batches(labels: Tensor, batch_size: int, steps: int, balanced: bool) -> Iter
         yield rows[place * batch_size :][:batch_size]
 
 
+@torch.enable_grad()
 def train(run: Run) -> tuple[nn.Module, Objective]:
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
@@ -231,8 +219,7 @@ def class_means(embeddings: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def score(run: Run) -> dict[str, Any]:
     """Trains, and measures the recall of each class on held-out and test rows, with every head."""
-    with torch.enable_grad():
-        encoder, objective = train(run)
+    encoder, objective = train(run)
     data = make_data(run.dataset, run.seed)
     embeddings = {part: encoder(inputs) for part, (inputs, _) in data.items()}
     labels = data["train"][1]
@@ -268,93 +255,6 @@ def score_all(runs: list[Run], path: Path, workers: int) -> dict[Run, Any]:
     return {run: done[run] for run in runs}
 
 
-def compare(recalls: dict[Run, Any]) -> list[dict[str, Any]]:
-    """A row for every data set, batch size, method and head, at the setting with the best held-out recall."""
-    table: list[dict[str, Any]] = []
-    for key in dict.fromkeys(run[:3] for run in recalls):
-        runs = [run for run in recalls if run[:3] == key]
-        settings = list(dict.fromkeys((run.rate, run.setting) for run in runs))
-        rows = []
-        for head in recalls[runs[0]]:
-            held_out, test = (
-                np.array([recalls[run][head][part] for run in runs]).reshape(-1, len(settings), CLASSES)
-                for part in ("held out", "test")
-            )  # (seeds, settings, classes)
-            by_setting = held_out.mean((0, 2))
-            best = by_setting.argmax()
-            row = dict(zip(("data set", "batch", "method"), key, strict=True)) | {"head": head}
-            row |= {"rate": settings[best][0], "setting": settings[best][1], "held out": by_setting[best]}
-            row |= {
-                "held out by setting": by_setting,
-                "by seed": test[:, best].mean(1),
-                "by class": test[:, best].mean(0),
-            }
-            rows.append(row)
-        chosen = max(rows, key=lambda row: row["held out"])
-        table += [row | {"chosen": row is chosen} for row in rows]
-    return table
-
-
-def interval(values: np.ndarray, sign: str = "") -> str:
-    """The mean over seeds and half the width of its 95% interval, by Student's distribution."""
-    n = len(values)
-    half = student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5 if n > 1 else np.nan
-    return f"{values.mean():{sign}.3f} ± {half:.3f}"
-
-
-def report(table: list[dict[str, Any]]) -> Iterator[str]:
-    """A Markdown table for each data set and batch size. The head with the best held-out recall is in bold."""
-    heads = list(dict.fromkeys(row["head"] for row in table))
-    for place in dict.fromkeys((row["data set"], row["batch"]) for row in table):
-        here = [row for row in table if (row["data set"], row["batch"]) == place]
-        chosen = {row["method"]: row for row in here if row["chosen"]}
-        yield f"\n{place[0]}, batches of {place[1]}: balanced accuracy on test rows, 95% interval over seeds\n"
-        yield f"| method | {' | '.join(heads)} | {' / '.join(GROUPS)} | over {REFERENCE} |"
-        yield "|---" * (len(heads) + 3) + "|"
-        for method, best in chosen.items():
-            numbers = [interval(row["by seed"]) for row in here if row["method"] == method]
-            numbers[heads.index(best["head"])] = f"**{interval(best['by seed'])}**"
-            groups = " / ".join(f"{best['by class'][classes].mean():.2f}" for classes in GROUPS.values())
-            pairs = zip(best["by seed"], chosen[REFERENCE]["by seed"], strict=False)  # one may have more seeds
-            over = interval(np.array([ours - theirs for ours, theirs in pairs]), "+") if method != REFERENCE else ""
-            yield f"| {' | '.join([method, *numbers, groups, over])} |"
-
-
-def draw(table: list[dict[str, Any]], steps: int, path: Path) -> None:
-    """Recall of a class by its training rows, and the digits' embeddings before and after training with SPCL."""
-    from matplotlib import pyplot as plt
-
-    rows = {(row["data set"], row["batch"], row["method"], row["head"]): row for row in table}
-    figure, axes = plt.subplots(2, 2, figsize=(10, 9.5), layout="constrained")
-    colors = "#999999", "#e69f00", "#009e73", "#56b4e9", "#d55e00", "#0072b2"  # Okabe and Ito's: safe to tell apart
-    for axis, dataset in zip(axes[0], SIZES, strict=True):
-        sizes = class_sizes(SIZES[dataset][0])
-        for curve, color, marker in zip(SHOWN, colors, "sDo*^P", strict=True):
-            recall = rows[(dataset, 32, *curve)]["by class"]
-            axis.plot(sizes, recall, color=color, marker=marker, label=f"{curve[0]} ({curve[1]})")
-        axis.set(title=dataset, xlabel="training rows of the class", ylabel="recall on test rows", ylim=(-0.03, 1.03))
-        axis.set_xscale("log")
-        axis.set_xticks(sizes, sizes)
-        axis.minorticks_off()
-    axes[0, 0].legend(title="method (head)", fontsize=8, loc="lower right")
-    best, data = rows["digits", 32, "SPCL", "class means"], make_data("digits", 0)
-    for axis, title, count in zip(axes[1], ("before training", "after training"), (0, steps), strict=True):
-        encoder, _ = train(Run("digits", 32, "SPCL", 0, best["rate"], best["setting"], count))
-        with torch.no_grad():
-            prototypes = class_means(encoder(data["train"][0]), data["train"][1])
-            points = normalize(encoder(data["test"][0]))
-        plane = torch.linalg.svd(prototypes - prototypes.mean(0)).Vh[:2].T  # the directions in which they differ most
-        for label, size in enumerate(class_sizes(SIZES["digits"][0])):
-            color = plt.get_cmap("tab10")(label)
-            axis.scatter(*(points[data["test"][1] == label] @ plane).T, s=8, alpha=0.6, color=color)
-            star = {"s": 200, "marker": "*", "edgecolor": "black", "zorder": 3}
-            axis.scatter(*(prototypes[label] @ plane), color=color, label=size, **star)
-        axis.set(title=f"digits {title} with SPCL", xticks=[], yticks=[], aspect="equal", xlim=(-1, 1), ylim=(-1, 1))
-    axes[1, 0].legend(title="test rows and prototype of the class with ... training rows", fontsize=8, ncols=5, loc=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def all_runs(seeds: Iterable[int], batch_sizes: Iterable[int], methods: Iterable[str], steps: int) -> list[Run]:
     """The grid. `steps` is for batches of 32; other sizes take more or fewer, by the square root."""
     runs = []
@@ -363,6 +263,23 @@ def all_runs(seeds: Iterable[int], batch_sizes: Iterable[int], methods: Iterable
             count = round(steps * (32 / batch_size) ** 0.5)
             runs.append(Run(dataset, batch_size, method, seed, rate, setting, count))
     return runs
+
+
+@torch.no_grad()
+def present(recalls: dict[Run, Any], steps: int, figure: Path) -> list[dict[str, Any]]:
+    """Prints the tables and draws the figure. Returns the rows of `long_tail_report.compare`."""
+    rows = long_tail_report.compare(recalls)
+    print("\n".join(long_tail_report.tables(rows)))
+    places = {(row["data set"], row["batch"], row["method"], row["head"]): row for row in rows}
+    best, digits, embedded = places["digits", 32, "SPCL", "class means"], make_data("digits", 0), {}
+    for title, count in (("before training", 0), ("after training", steps)):
+        encoder, _ = train(Run("digits", 32, "SPCL", 0, best["rate"], best["setting"], count))
+        prototypes = class_means(encoder(digits["train"][0]), digits["train"][1])
+        embedded[title] = prototypes, normalize(encoder(digits["test"][0])), digits["test"][1]
+    sizes = {name: class_sizes(largest) for name, (largest, *_) in SIZES.items()}
+    long_tail_report.draw(rows, sizes, embedded, figure)
+    print(f"\nThe figure is {figure}")
+    return rows
 
 
 def main() -> None:
@@ -374,10 +291,8 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     runs = all_runs(options.seeds, BATCHES, ARMS, options.steps)
-    table = compare(score_all(runs, options.output / "runs.jsonl", options.workers))
-    print("\n".join(report(table)))
-    draw(table, options.steps, options.output / "long_tail.png")
-    print(f"\nThe figure is {options.output / 'long_tail.png'}")
+    recalls = score_all(runs, options.output / "runs.jsonl", options.workers)
+    present(recalls, options.steps, options.output / "long_tail.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks can be tried out without a GPU: in tiny sizes, with strips in the kernels' place."""
 
+import argparse
 import csv
 import json
 import math
@@ -8,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import gpu
+import gpu_check
+import gpu_time
+import measure
 import pytest
 import torch
 
@@ -35,11 +40,6 @@ def fused_siglip_loss(img_features, txt_features, log_temperature, bias, use_fp8
 }
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     """gpu.py's check as a user starts it, with its processes."""
@@ -60,8 +60,6 @@ def test_the_check_finds_strips_right(checked):
 
 
 def test_exact_rows_have_exact_products():
-    import gpu_check
-
     embeddings, labels, prototypes = gpu_check.inputs(50, 100, "exact", CPU)
     rows = torch.nn.functional.normalize(torch.cat([embeddings, prototypes]).double(), dim=1)
     for precision in gpu_check.PRECISIONS.values():
@@ -71,8 +69,6 @@ def test_exact_rows_have_exact_products():
 
 @pytest.mark.parametrize("fault", ["one row of the gradient", "half of the gradient", "NaN", "the loss"])
 def test_the_check_finds_what_is_wrong(monkeypatch, fault):
-    import gpu_check
-
     true_loss = gpu_check.loss
 
     class Wrong(torch.autograd.Function):
@@ -102,8 +98,6 @@ def test_the_check_finds_what_is_wrong(monkeypatch, fault):
 
 def test_the_check_allows_for_products_of_half_precision(monkeypatch):
     """Those of a GPU; on a CPU strips compute in float32 unless they are asked."""
-    import gpu_check
-
     products = []
 
     def product_dtype(embeddings):
@@ -118,8 +112,6 @@ def test_the_check_allows_for_products_of_half_precision(monkeypatch):
 
 
 def test_memory_is_poisoned_and_then_no_more():
-    import gpu_check
-
     assert gpu_check.check_poison(CPU)["right"]
     with gpu_check.poisoned():
         assert torch.zeros(3).new_empty(5).isnan().all()
@@ -127,9 +119,6 @@ def test_memory_is_poisoned_and_then_no_more():
 
 
 def test_every_contestant_is_timed(monkeypatch, tmp_path):
-    import gpu
-    import gpu_time
-
     for module, text in PEERS.items():
         (tmp_path / f"{module}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -147,16 +136,11 @@ def test_every_contestant_is_timed(monkeypatch, tmp_path):
 
 
 def test_what_the_minutes_do_not_allow_is_named():
-    import gpu
-    import gpu_time
-
     rows = list(gpu_time.time_rows(torch.float32, "strips", CPU, gpu.QUICK, time.time() - 1))
     assert [row["N"] for row in rows if row.get("skipped") == "no time left"] == list(gpu.QUICK["sizes"])
 
 
 def test_the_exit_status_is_that_of_the_checks(tmp_path, capsys):
-    import gpu
-
     right = {"part": "33x64", "products": "tf32", "what": "loss", "error": 1.0, "tolerance": 2.0, "right": True}
     right |= {"N": 33, "D": 64, "rows": "exact", "method": "spcl", "temperature": 0.05}
     timed = {"part": "bfloat16", "dtype": "bfloat16", "what": "ours, triton", "N": 32, "D": 256, "both ms": 0.5}
@@ -171,10 +155,6 @@ def test_the_exit_status_is_that_of_the_checks(tmp_path, capsys):
 
 
 def test_a_part_that_dies_is_recorded(monkeypatch, tmp_path):
-    import argparse
-
-    import gpu
-
     monkeypatch.setattr(gpu, "__file__", str(tmp_path / "absent.py"))
     options = argparse.Namespace(output=tmp_path, minutes=2, impl="strips", device="cpu", quick=True, only="check")
     rows = gpu.run_all(options, gpu.QUICK)
@@ -182,8 +162,6 @@ def test_a_part_that_dies_is_recorded(monkeypatch, tmp_path):
 
 
 def test_a_contestant_that_prepares_is_timed_without_its_preparation():
-    import measure
-
     calls = []
     pair = (lambda: calls.append("prepare") or len(calls), calls.append)
     times = measure.interleaved({"pair": pair, "slow": lambda: time.sleep(0.01)}, seconds=0, least=2)
@@ -192,8 +170,6 @@ def test_a_contestant_that_prepares_is_timed_without_its_preparation():
 
 
 def test_a_result_names_where_it_comes_from(monkeypatch, tmp_path):
-    import measure
-
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/loss.py", "--sizes", "32"])
     measure.save(tmp_path / "new" / "loss.csv", [{"N": 32, "milliseconds": 0.123456}, {"N": 64, "note": None}])
     with (tmp_path / "new" / "loss.csv").open() as file:

@@ -2,23 +2,17 @@
 
 import csv
 import json
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
+import erc_runs
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import erc_runs  # noqa: E402
-
-import erc_tiny  # noqa: E402
-from erc.evaluate import score  # noqa: E402
-from erc.practice import PRACTICE, practice_corpus  # noqa: E402
-from erc.settings import HEADS, Settings  # noqa: E402
-from erc.train import train  # noqa: E402
+import erc_tiny
+from erc.evaluate import score
+from erc.practice import PRACTICE, practice_corpus
+from erc.settings import HEADS, Settings
+from erc.train import train
 
 GOLD = {"dev": "ab" * 6, "test": "aabb" * 3}
 
@@ -110,7 +104,7 @@ def test_a_run_on_a_share_is_scored_on_the_dialogues_that_it_did_not_draw(tmp_pa
 
 
 def test_what_is_published_belongs_together():
-    rows, kept = erc_runs.load(BENCHMARKS / "results/erc_runs.csv", BENCHMARKS / "results/erc_predictions.npz")
+    rows, kept = erc_runs.load(erc_runs.RESULTS / "erc_runs.csv", erc_runs.RESULTS / "erc_predictions.npz")
     assert rows
     for row in rows:
         name = erc_runs.name_of(row)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import erc_tiny
 from erc import command, train
 from erc.data import SOURCES
 from erc.folder import RunFolder
@@ -170,8 +169,8 @@ def test_the_smoke_preset_trains_on_the_practice_corpus(tmp_path):
     assert "Warning" not in done.stderr
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_continued(tmp_path):
-    encoder, folder = erc_tiny.encoder(tmp_path / "encoder"), tmp_path / "run"
+def test_ctrl_c_leaves_a_run_that_can_be_continued(encoder, tmp_path):
+    folder = tmp_path / "run"
     options = ["--practice", "--encoder", encoder, "--limit", "12", "--max-length", "48", "--epochs", "9999"]
     # A shell's background job ignores the signal, and its children with it, unless a handler stands in between.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -201,8 +200,7 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_two_processes_train_one_model_and_continue_it_exactly(tmp_path):
-    encoder = erc_tiny.encoder(tmp_path / "encoder")
+def test_two_processes_train_one_model_and_continue_it_exactly(encoder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests/examples')!r}, {str(ROOT / 'examples')!r}]\n"

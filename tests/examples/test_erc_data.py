@@ -1,12 +1,9 @@
 """The datasets' files: reading them, finding them, fetching them."""
 
 import hashlib
-import http.server
 import itertools
 import json
 import os
-import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,24 +114,6 @@ def test_without_data_and_network_one_sentence_says_what_to_do(nowhere):
 def test_unknown_corpus_is_named():
     with pytest.raises(InputError, match="received 'DailyDialog'"):
         data.load_corpus("DailyDialog")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Serves the files of tmp_path/served."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
 
 
 def test_download_fills_the_cache(nowhere, monkeypatch, server):

@@ -45,8 +45,8 @@ def test_predicting_the_majority_class_of_melds_test_gives_the_known_yardstick()
     assert score(gold, np.zeros_like(gold), tuple("abcdefg"))["weighted_f1"] == pytest.approx(0.31, abs=0.005)
 
 
-def test_a_pass_in_batches_by_length_gives_each_sample_its_own_row(tmp_path):
-    settings = erc_tiny.settings(erc_tiny.encoder(tmp_path))
+def test_a_pass_in_batches_by_length_gives_each_sample_its_own_row(encoder):
+    settings = erc_tiny.settings(encoder)
     tokenizer, backbone = load_encoder(settings)
     model = EmotionModel(backbone, 3, settings)
     samples = Prompts(erc_tiny.corpus().train, tokenizer, context_turns=2, max_length=48).samples

@@ -17,14 +17,9 @@ from erc.train import train
 
 def as_json(dialogues, labels):
     """Dialogues as the files hold them."""
-    keys = ("speaker", "text", "label")
-    rows = [[(turn.speaker, turn.text, turn.label) for turn in dialogue.turns] for dialogue in dialogues]
     return [
-        [
-            dict(zip(keys, (who, text, None if label is None else labels[label]), strict=True))
-            for who, text, label in row
-        ]
-        for row in rows
+        [{"speaker": turn.speaker, "text": turn.text, "label": labels[turn.label]} for turn in dialogue.turns]
+        for dialogue in dialogues
     ]
 
 
@@ -38,12 +33,11 @@ def own(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(own, tmp_path_factory):
+def run(own, encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    encoder = erc_tiny.encoder(folder / "encoder")
     settings = erc_tiny.settings(encoder, dataset="own", inputs="dialogues", epochs=2)
-    train(settings, load_corpus("own", own), folder / "out")
-    return folder / "out"
+    train(settings, load_corpus("own", own), folder)
+    return folder
 
 
 def test_the_files_are_read_as_they_are_meant(own):
@@ -54,8 +48,7 @@ def test_the_files_are_read_as_they_are_meant(own):
 
 
 def test_a_turn_without_a_label_is_context(own, tmp_path):
-    for split in ("train", "dev", "test"):
-        (tmp_path / f"{split}.json").write_bytes((own / f"{split}.json").read_bytes())
+    shutil.copytree(own, tmp_path, dirs_exist_ok=True)
     talk = [{"speaker": "Ann", "text": "one"}, {"speaker": "Ben", "text": "two", "label": "Glad "}]
     (tmp_path / "dev.json").write_text(json.dumps([talk]))
     (dialogue,) = load_corpus("own", tmp_path).dev
@@ -76,8 +69,7 @@ def test_a_turn_without_a_label_is_context(own, tmp_path):
     ],
 )
 def test_faults_name_file_and_place(own, tmp_path, file, content, reason):
-    for split in ("train", "dev", "test"):
-        (tmp_path / f"{split}.json").write_bytes((own / f"{split}.json").read_bytes())
+    shutil.copytree(own, tmp_path, dirs_exist_ok=True)
     (tmp_path / file).write_text(json.dumps(content))
     with pytest.raises(InputError, match=reason) as error:
         load_corpus("own", tmp_path)

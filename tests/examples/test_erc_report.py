@@ -16,7 +16,6 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-import erc_tiny
 import reproduce
 import spcl_loss
 from erc import report, train
@@ -97,11 +96,6 @@ def test_seeds_come_first_so_that_an_unfinished_comparison_has_all_arms():
 
 
 # A comparison from end to end
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return erc_tiny.encoder(tmp_path_factory.mktemp("encoder"))
 
 
 COMMON = [

@@ -28,11 +28,6 @@ from spcl_loss import METHODS, supervised_prototypical_contrastive_loss
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return erc_tiny.encoder(tmp_path_factory.mktemp("encoder"))
-
-
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -2,12 +2,10 @@
 
 import dataclasses
 import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -52,10 +50,8 @@ def test_json_nested_too_deep_is_refused(tmp_path):
 def test_text_that_no_file_can_hold_is_refused_before_training(part, tmp_path):
     turn = {"text": "one", "speaker": "Ann", "label": "neu"} | {part: "\ud800"}
     (tmp_path / "train.json").write_text(json.dumps([[turn]]))
-    with pytest.raises(
-        faults.InputError,
-        match=rf"train\.json\[0\]\[0\], {part}: expected text that UTF-8 can hold; received '\\ud800'",
-    ):
+    message = rf"train\.json\[0\]\[0\], {part}: expected text that UTF-8 can hold; received '\\ud800'"
+    with pytest.raises(faults.InputError, match=message):
         faults.read("own", tmp_path / "train.json")
 
 
@@ -82,9 +78,7 @@ def test_a_full_disk_keeps_the_file_and_says_what_to_do(failure, tmp_path):
         partial.write_text("ne", encoding="utf-8")
         raise failure
 
-    with pytest.raises(
-        faults.InputError, match=r"checkpoint cannot be written: .*(space|failed).*MiB were free\. Make room"
-    ):
+    with pytest.raises(faults.InputError, match=r"checkpoint cannot be written: .*(space|failed).*free\. Make room"):
         atomically(tmp_path / "checkpoint", write)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     assert (tmp_path / "checkpoint").read_text(encoding="utf-8") == "old"
@@ -105,54 +99,22 @@ def test_two_processes_can_write_one_report_at_a_time(tmp_path, monkeypatch):
     assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [("report.md", "first")]
 
 
-class Bad(http.server.BaseHTTPRequestHandler):
-    """Serves ten bytes: slowly, without the last five, or not at all."""
-
-    def do_GET(self):
-        name = self.path.strip("/")
-        if name == "silent":
-            self.server.ended.wait(20)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", "10")
-        self.end_headers()
-        for byte in b"0123456789"[: 5 if name == "cut" else 10]:
-            self.wfile.write(bytes([byte]))
-            if name == "slow":
-                time.sleep(0.05)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def url():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bad) as server:
-        server.ended = threading.Event()
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.ended.set()
-        server.shutdown()
-        thread.join()
-
-
 TEN = hashlib.sha256(b"0123456789").hexdigest()
 
 
 @pytest.mark.parametrize(("how", "error"), [("cut", "IncompleteRead"), ("silent", "timed out")])
-def test_a_download_that_is_cut_off_or_silent_is_an_error_and_leaves_no_file(how, error, url, tmp_path, monkeypatch):
+def test_a_download_that_is_cut_off_or_silent_is_an_error_and_leaves_no_file(how, error, server, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SILENCE", 0.3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
-    source = dataclasses.replace(faults.SOURCES["MELD"], files={how: TEN}, url=url)
+    source = dataclasses.replace(faults.SOURCES["MELD"], files={how: TEN}, url=server[1])
     with pytest.raises(files.NoDataError, match=f"could not be downloaded .*{error}"):
         files.locate(source)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_slow_download_is_waited_for(url, tmp_path):
-    files.download(f"{url}/slow", tmp_path / "slow", TEN)
+def test_a_slow_download_is_waited_for(server, tmp_path):
+    files.download(f"{server[1]}/slow", tmp_path / "slow", TEN)
     assert (tmp_path / "slow").read_bytes() == b"0123456789"
 
 

@@ -1,11 +1,10 @@
 """Nothing is unpickled or evaluated, downloads are checked, and what a dataset contains stays text."""
 
-import ast
 import csv
 import json
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from erc import report
@@ -16,72 +15,36 @@ from erc.settings import HEADS, Settings
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("src", "examples", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-RUNS_CODE = {"eval", "exec", "compile", "os.system", "os.popen"}
-UNPICKLES = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
-# Lines that the rules below would refuse, and why they are safe.
-SAFE = {
-    # Ranks of one training: whoever may send them something decides already which code they run.
+# What can run the code that a file contains.
+DANGER = re.compile(
+    r"(?<![\w.])(?:eval|exec|compile)\(|\bos\.(?:system|popen)\(|shell=(?!False)|trust_remote_code=(?!False)"
+    r"|\bpickle\.(?:loads?|Unpickler)\b|from _?pickle import|object(?:_list)?\((?=.)|allow_pickle=(?!False)"
+    r"|torch\.load\((?!.*weights_only=True)|weights_only=False"
+    r"|\b(?:import|from) (?:dill|cloudpickle|joblib|shelve|marshal|yaml)\b"
+)
+SAFE = {  # ranks of one training: whoever may send them something decides already which code they run
     "dist.all_gather_object(values, value, group)",
-    "gather_object([random])",
-    "gather_object(list(zip(own, features, strict=True)))",
+    "everyones = gather_object([random])",
+    "everyones = gather_object(list(zip(own, features, strict=True)))",
 }
 
 
-def dangers(source):
-    """The calls and imports that can run what a file contains."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            found += [ast.unparse(node) for name in names if name.split(".")[0] in UNPICKLES]
-            if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "_pickle"):
-                found.append(ast.unparse(node))
-        if isinstance(node, ast.Call):
-            called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-            unpickles = called in ("pickle.load", "pickle.loads", "pickle.Unpickler") or called.endswith(
-                ("object", "object_list")
-            )
-            unpickles |= called == "torch.load" and keywords.get("weights_only") != "True"
-            unpickles |= keywords.get("allow_pickle", "False") != "False" or keywords.get("weights_only") == "False"
-            unpickles |= keywords.get("trust_remote_code", "False") != "False"
-            if unpickles or called in RUNS_CODE or keywords.get("shell", "False") != "False":
-                found.append(ast.unparse(node))
-    return found
-
-
 def test_nothing_is_unpickled_or_evaluated():
-    found = [(path.relative_to(ROOT), line) for path in FILES for line in dangers(path.read_text("utf-8"))]
-    assert [(str(path), line) for path, line in found if line not in SAFE] == []
-    assert {line for _, line in found} >= SAFE
+    found = {line.strip() for path in FILES for line in path.read_text("utf-8").splitlines() if DANGER.search(line)}
+    assert found == SAFE
     assert len(FILES) > 50
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "torch.load(path)",
-        "torch.load(path, weights_only=False)",
-        "pickle.load(file)",
-        "np.load(p, allow_pickle=True)",
-        "import yaml",
-        "from joblib import load",
-        "from pickle import loads",
-        "eval(text)",
-        "exec(text)",
-        "subprocess.run(text, shell=True)",
-        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+def test_dangers_are_noticed_and_other_calls_are_not():
+    dangers = (
+        "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(f)", "np.load(path, allow_pickle=True)",
+        "import yaml", "from joblib import load", "from pickle import loads", "eval(text)", "exec(text)",
+        "subprocess.run(text, shell=True)", "AutoModel.from_pretrained(name, trust_remote_code=True)",
         "dist.broadcast_object_list(values)",
-    ],
-)
-def test_a_danger_is_noticed(source):
-    assert len(dangers(source)) == 1
-
-
-@pytest.mark.parametrize(
-    "source", ["torch.load(path, weights_only=True)", "np.load(path)", "model.eval()", "re.compile(x)"]
-)
-def test_what_is_safe_is_let_be(source):
-    assert dangers(source) == []
+    )  # fmt: skip
+    assert all(map(DANGER.search, dangers))
+    safe = ("torch.load(path, weights_only=True)", "np.load(path)", "model.eval()", "re.compile(x)")
+    assert not any(map(DANGER.search, safe))
 
 
 @pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.url])
@@ -175,4 +138,4 @@ def test_figures_show_names_with_dollars_as_they_are(hostile):
     arm = Arm("$\\nothing{$", hostile.settings, (hostile,))
     for draw in (report.curves, report.confusion):
         draw([arm]).canvas.draw()
-    assert np.trace(arm.confusion()) == len(HOSTILE)
+    assert [text.get_text() for text in report.confusion([arm]).axes[0].texts].count("100%") == len(HOSTILE)
