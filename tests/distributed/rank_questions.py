@@ -42,9 +42,7 @@ def accumulation(rank, world_size):
 @question
 def many_rows(rank, world_size):
     """More than the dense form is chosen for."""
-    steps = [training.part(batch, counts, rank) for batch, counts in training.batches(world_size, many(world_size))]
-    learner = DistributedDataParallel(training.Learner("EACL"))
-    return training.train(learner, training.Objective("EACL-weighted-auto"), steps)
+    return training.on_a_rank(rank, world_size, "EACL-weighted-auto", sizes=many(world_size))
 
 
 def many(world_size):
@@ -78,9 +76,8 @@ def compiled(rank, world_size):
     """On two ranks: losses and gradients of equal batches, eager and as one graph; the error of unequal batches."""
     if world_size != 2:
         return {}
-    steps = [
-        training.part(batch, counts, rank) for batch, counts in training.batches(world_size, [[6] * world_size] * 2)
-    ]
+    sizes = [[6] * world_size] * 2
+    steps = [training.part(batch, counts, rank) for batch, counts in training.batches(world_size, sizes)]
     results = {}
     for case in ("SPCL-weighted-dense", "SPDCL-plain-strips", "EACL-plain-strips"):
         runs = []
@@ -172,11 +169,7 @@ ENTRIES = ["SPCL-weighted-strips", "SPDCL-plain-dense"]
 
 @question
 def entries_as_candidates(rank, world_size):
-    steps, answers = own_steps(rank, world_size), {}
-    for case in ENTRIES:
-        learner = DistributedDataParallel(training.Learner(case.split("-")[0]))
-        answers[case] = training.train(learner, training.Objective(case, entries=4), steps)
-    return answers
+    return {case: training.on_a_rank(rank, world_size, case, entries=4) for case in ENTRIES}
 
 
 @question

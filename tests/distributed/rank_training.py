@@ -131,11 +131,11 @@ def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def in_one_process(world_size, case, **settings):
-    steps = [batch for batch, _ in batches(world_size)]
-    return train(Learner(case.split("-")[0]), Objective(case), steps, **settings)
+def in_one_process(world_size, case, sizes=None, entries=0, accumulate=1):
+    steps = [batch for batch, _ in batches(world_size, sizes)]
+    return train(Learner(case.split("-")[0]), Objective(case, entries), steps, accumulate)
 
 
-def on_a_rank(rank, world_size, case, **settings):
-    steps = [part(batch, counts, rank) for batch, counts in batches(world_size)]
-    return train(DistributedDataParallel(Learner(case.split("-")[0])), Objective(case), steps, **settings)
+def on_a_rank(rank, world_size, case, sizes=None, entries=0, accumulate=1):
+    steps = [part(batch, counts, rank) for batch, counts in batches(world_size, sizes)]
+    return train(DistributedDataParallel(Learner(case.split("-")[0])), Objective(case, entries), steps, accumulate)

@@ -80,8 +80,8 @@ def test_whatever_averages_the_gradients(answers, world_size, question, case, se
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_the_form_that_is_chosen_for_many_rows(answers, world_size):
-    steps = [batch for batch, _ in training.batches(world_size, rank_questions.many(world_size))]
-    expected = training.train(training.Learner("EACL"), training.Objective("EACL-weighted-auto"), steps)
+    sizes = rank_questions.many(world_size)
+    expected = training.in_one_process(world_size, "EACL-weighted-auto", sizes=sizes)
     for answer in answers(world_size):
         assert_same_training(answer["many_rows"], expected)
 
@@ -104,12 +104,7 @@ def test_each_process_group_has_a_loss_of_its_own(answers):
     expected = [training.train(training.Learner("SPCL"), training.Objective("SPCL-plain-strips"), [h]) for h in halves]
     average = [torch.stack(both).mean(0) for both in zip(*(e["gradients"][0] for e in expected), strict=True)]
     for rank, answer in enumerate(answers(4)):
-        of_half = {
-            "losses": expected[rank // 2]["losses"],
-            "gradients": [average],
-            "memory": expected[rank // 2]["memory"],
-        }
-        assert_same_training(answer["groups"], of_half)
+        assert_same_training(answer["groups"], expected[rank // 2] | {"gradients": [average]})
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -149,9 +144,7 @@ def test_further_candidates(answers, world_size, case):
 @pytest.mark.parametrize("case", rank_questions.ENTRIES)
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_entries_of_the_memory_as_candidates_count_once_not_once_a_rank(answers, world_size, case):
-    steps = [batch for batch, _ in training.batches(world_size)]
-    learner = training.Learner(case.split("-")[0])
-    expected = training.train(learner, training.Objective(case, entries=4), steps)
+    expected = training.in_one_process(world_size, case, entries=4)
     for answer in answers(world_size):
         assert_same_training(answer["entries_as_candidates"][case], expected)
 
@@ -208,9 +201,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(answers, world_size):
         expected = training.train(learner, objective, [batch for batch, _ in training.batches(size)])
     for answer in answers(world_size):
         assert_same_training(answer["another_world_size"], expected)
-        assert torch.equal(
-            answer["another_world_size"]["fingerprint"], answers(world_size)[0]["another_world_size"]["fingerprint"]
-        )
+        first = answers(world_size)[0]["another_world_size"]
+        assert torch.equal(answer["another_world_size"]["fingerprint"], first["fingerprint"])
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -238,17 +230,15 @@ class TestScaling:
         expected = self.formulas["bytes_received"](
             6 * world_size, world_size, training.WIDTH, 4, statistics, weighted == "weighted"
         )
-        if (
-            method == "EACL" and impl == "strips"
-        ):  # the statistics of prototypes that are anchors, padded to equal parts
+        if method == "EACL" and impl == "strips":
+            # the statistics of prototypes that are anchors, padded to equal parts
             expected += (world_size - 1) * 4 * statistics * -(-training.NUM_CLASSES // world_size)
         assert {answer["bytes_received"][case] for answer in answers(world_size)} == {expected}
 
     @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
     def test_operations(self, world_size, monkeypatch):
-        monkeypatch.setenv(
-            "SPCL_TILE_BYTES", "4096"
-        )  # diagonal tiles are computed whole: small ones, so that it shows less
+        # Tiles on the diagonal are computed whole: small ones add little.
+        monkeypatch.setenv("SPCL_TILE_BYTES", "4096")
         N, D, labels = 800, 128, torch.arange(800) % 5
         rows, n = torch.nn.functional.normalize(torch.randn(N, D)), N // world_size
 

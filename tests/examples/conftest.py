@@ -21,7 +21,7 @@ def tokenizer():
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder's files. Ten digits come slowly from /slow, without the last five from /cut, never from /silent."""
+    """Serves a folder's files. Sends ten digits slowly as /slow, without the last five as /cut, never as /silent."""
 
     def do_GET(self):
         name = self.path.strip("/")

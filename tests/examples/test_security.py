@@ -37,7 +37,7 @@ def test_nothing_is_unpickled_or_evaluated():
 
 def test_dangers_are_noticed_and_other_calls_are_not():
     dangers = (
-        "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(f)", "np.load(path, allow_pickle=True)",
+        "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(f)", "np.load(p, allow_pickle=True)",
         "import yaml", "from joblib import load", "from pickle import loads", "eval(text)", "exec(text)",
         "subprocess.run(text, shell=True)", "AutoModel.from_pretrained(name, trust_remote_code=True)",
         "dist.broadcast_object_list(values)",
