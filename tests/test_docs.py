@@ -1,7 +1,5 @@
 """The documentation runs: every Python block, what it says is printed, and a page entry for every public name."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import contextlib
@@ -26,20 +24,23 @@ BLOCK = re.compile(
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
-def page_id(page: Path) -> str:
+def page_id(page):
     return str(page.relative_to(ROOT))
 
 
-RUNNABLE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+def read(path):
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=page_id)
+RUNNABLE = [page for page in PAGES if BLOCK.search(read(page))]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=page_id)
-def test_python_blocks_run_and_print_what_the_page_says(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_blocks_run_and_print_what_the_page_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a block that saves a file leaves nothing in the project
-    text = page.read_text(encoding="utf-8")
-    namespace: dict[str, object] = {"__name__": "__main__"}  # the blocks of a page continue one another
+    text = read(page)
+    namespace = {"__name__": "__main__"}  # the blocks of a page continue one another
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start("code"))
         printed = io.StringIO()
@@ -48,30 +49,26 @@ def test_python_blocks_run_and_print_what_the_page_says(
         assert_same_output(printed.getvalue(), block["printed"] or "")
 
 
-def assert_same_output(actual: str, expected: str) -> None:
+def assert_same_output(actual, expected):
     """Equal text; a decimal number may differ by 0.02, since machines round differently."""
     assert NUMBER.sub("#", actual) == NUMBER.sub("#", expected), f"the block printed:\n{actual}"
     for got, want in zip(NUMBER.findall(actual), NUMBER.findall(expected), strict=True):
         assert float(got) == pytest.approx(float(want), abs=0.02), f"the block printed:\n{actual}"
 
 
-def test_the_readme_has_a_block_that_prints() -> None:
-    blocks = list(BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8")))
-    assert any(block["printed"] for block in blocks)
+def test_the_readme_begins_with_the_quickstart_and_what_it_prints():
+    first, *others = BLOCK.finditer(read("README.md"))
+    assert first["code"] == read("examples/quickstart.py")
+    assert any(block["printed"] for block in (first, *others))
 
 
-def test_the_quickstart_is_the_first_block_of_the_readme() -> None:
-    first = BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert first["code"] == (ROOT / "examples/quickstart.py").read_text(encoding="utf-8")
-
-
-def test_every_public_name_has_an_api_entry() -> None:
-    documented = re.findall(r"^::: spcl_loss\.(\w+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+def test_every_public_name_has_an_api_entry():
+    documented = re.findall(r"^::: spcl_loss\.(\w+)$", read("docs/api.md"), re.MULTILINE)
     assert sorted(documented) == sorted(name for name in spcl_loss.__all__ if name != "__version__")
 
 
-def test_the_table_of_methods_is_the_librarys() -> None:
-    text = (ROOT / "docs/maths.md").read_text(encoding="utf-8")
+def test_the_table_of_methods_is_the_librarys():
+    text = read("docs/maths.md")
     head, _, *rows = (
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in re.search(r"^\| method \|.*?(?=\n\n)", text, re.DOTALL | re.MULTILINE)[0].splitlines()
@@ -85,66 +82,61 @@ def test_the_table_of_methods_is_the_librarys() -> None:
     assert table == {method: defaults | options for method, options in spcl_loss.METHODS.items()}
 
 
-def test_the_readme_reads_on_a_package_index_too() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_readme_reads_on_a_package_index_too():
+    text = read("README.md")
     assert len(text.splitlines()) <= 120
     targets = re.findall(r"\]\(([^)#]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
     assert targets
     assert not [target for target in targets if not target.startswith("https://")]
 
 
-def test_links_into_the_repository_lead_to_files() -> None:
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+def test_links_into_the_repository_lead_to_files():
+    project = read("pyproject.toml")
     repository = re.search(r'^Repository = "(.+)"$', project, re.MULTILINE)[1]
-    assert f"repo_url: {repository}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert f"repo_url: {repository}\n" in read("mkdocs.yml")
     raw = repository.replace("github.com", "raw.githubusercontent.com")
     paths = [
         path
         for page in PAGES
         for prefix in (f"{repository}/blob/main/", f"{repository}/tree/main/", f"{raw}/main/")
-        for path in re.findall(re.escape(prefix) + r'([^)#"\s]+)', page.read_text(encoding="utf-8"))
+        for path in re.findall(re.escape(prefix) + r'([^)#"\s]+)', read(page))
     ]
     assert paths
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_relative_links_lead_to_files(page: Path) -> None:
-    targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", page.read_text(encoding="utf-8"))
-    missing = [target for target in targets if not (page.parent / target).exists()]
-    assert not missing
+@each_page
+def test_relative_links_and_pictures_lead_to_files(page):
+    links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", read(page))
+    pictures = re.findall(r'(?:src|srcset)="(?!https?://)([^"]+)"', read(page))
+    assert not [target for target in links if not (page.parent / target).exists()]
+    assert not [target for target in pictures if not (page.parent / target).is_file()]
 
 
-def test_the_pictures_of_the_idea_are_what_their_script_draws() -> None:
+def test_the_pictures_of_the_idea_are_what_their_script_draws():
     script = runpy.run_path(str(ROOT / "docs/tools/idea.py"))
     assert list(script["THEMES"]) == ["light", "dark"]
     for name, draw in script["PICTURES"].items():
         for scheme, theme in script["THEMES"].items():
-            committed = (ROOT / f"docs/figures/{name}-{scheme}.svg").read_text(encoding="utf-8")
+            committed = read(f"docs/figures/{name}-{scheme}.svg")
             assert committed == draw(theme), "run docs/tools/idea.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_pictures_are_there(page: Path) -> None:
-    sources = re.findall(r'(?:src|srcset)="(?!https?://)([^"]+)"', page.read_text(encoding="utf-8"))
-    assert not [source for source in sources if not (page.parent / source).is_file()]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_code_is_no_wider_than_88_columns(page: Path) -> None:
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+@each_page
+def test_code_is_no_wider_than_88_columns(page):
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE)
     assert not [line for block in blocks for line in block.splitlines() if len(line) > 88]
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "src/spcl_loss").rglob("*.py")), ids=page_id)
-def test_docstrings_call_their_examples_as_the_site_expects(module: Path) -> None:
+def test_docstrings_call_their_examples_as_the_site_expects(module):
     # a section "Example:" becomes a box, with the lines of the example run together
-    text = module.read_text(encoding="utf-8")
+    text = read(module)
     assert not re.search(r"^ *Example:$", text, re.MULTILINE)
     assert not re.search(r"^ *(?:>>>|\.\.\.) .{85,}$", text, re.MULTILINE)  # 88 columns, as on every page
 
 
-def test_without_a_browser_the_measuring_of_the_site_fails_and_says_what_to_install(tmp_path: Path) -> None:
+def test_without_a_browser_the_measuring_of_the_site_fails_and_says_what_to_install(tmp_path):
     (tmp_path / "index.html").write_text("<p>a page</p>", encoding="utf-8")
     command = [sys.executable, str(ROOT / "docs/tools/check_site.py"), str(tmp_path)]
     run = subprocess.run(command, env={"PATH": ""}, capture_output=True, text=True, check=False)
@@ -152,29 +144,29 @@ def test_without_a_browser_the_measuring_of_the_site_fails_and_says_what_to_inst
     assert "neither is installed. Install one" in run.stderr
 
 
-def test_workflows_call_what_the_makefile_has() -> None:
-    workflows = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / ".github/workflows").glob("*.yml")))
+def test_workflows_call_what_the_makefile_has():
+    workflows = "".join(read(path) for path in sorted((ROOT / ".github/workflows").glob("*.yml")))
     called = set(re.findall(r"\bmake ([a-z-]+)", workflows))
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
     assert called == {"check", "check-site", "test", "test-fast"} & targets
 
 
-def test_the_pythons_of_the_classifiers_are_those_of_the_workflow() -> None:
-    listed = re.findall(r"Python :: (3\.\d+)\"", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+def test_the_pythons_of_the_classifiers_are_those_of_the_workflow():
+    listed = re.findall(r"Python :: (3\.\d+)\"", read("pyproject.toml"))
+    workflow = read(".github/workflows/tests.yml")
     assert ast.literal_eval(re.search(r"python: (\[.*\])", workflow)[1]) == listed
 
 
-def test_the_version_is_the_same_everywhere() -> None:
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+def test_the_version_is_the_same_everywhere():
+    citation = read("CITATION.cff")
+    changelog = read("CHANGELOG.md")
     assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == spcl_loss.__version__
     assert re.search(r"^## (\S+)", changelog, re.MULTILINE)[1] == spcl_loss.__version__
 
 
-def test_the_frames_of_the_interactive_page_are_what_its_script_writes() -> None:
+def test_the_frames_of_the_interactive_page_are_what_its_script_writes():
     script = runpy.run_path(str(ROOT / "docs/tools/play.py"))
-    frames = json.loads((ROOT / "docs/play/frames.json").read_text(encoding="utf-8"))
+    frames = json.loads(read("docs/play/frames.json"))
     values = [list(script[name]) for name in ("STEPS", "TEMPERATURES", "SUPPORTS", "RATIOS")]
     assert [frames[name] for name in ("steps", "temperatures", "supports", "ratios")] == values
     settings = len(values[1]) * len(values[3])
