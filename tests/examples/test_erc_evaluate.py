@@ -6,15 +6,7 @@ import torch
 from accelerate import Accelerator
 
 import erc_tiny
-from erc.evaluate import (
-    Encoded,
-    Heads,
-    encode,
-    f1_of_counts,
-    paired_bootstrap,
-    reference_samples,
-    score,
-)
+from erc.evaluate import Encoded, Heads, encode, f1_of_counts, paired_bootstrap, reference_samples, score
 from erc.files import InputError
 from erc.inputs import Prompts, collate
 from erc.model import EmotionModel, load_encoder
@@ -38,11 +30,6 @@ def test_a_class_that_does_not_occur_counts_in_macro_f1_only():
     result = score(np.array([0, 0, 1]), np.array([0, 0, 1]), LABELS)
     assert result["per_class_f1"] == {"a": 1.0, "b": 1.0, "c": 0.0}
     assert (result["weighted_f1"], result["macro_f1"]) == (1.0, pytest.approx(2 / 3))
-
-
-def test_predicting_the_majority_class_of_melds_test_gives_the_known_yardstick():
-    gold = np.repeat(np.arange(7), [1256, 402, 281, 345, 208, 68, 50])
-    assert score(gold, np.zeros_like(gold), tuple("abcdefg"))["weighted_f1"] == pytest.approx(0.31, abs=0.005)
 
 
 def test_a_pass_in_batches_by_length_gives_each_sample_its_own_row(encoder):

@@ -33,11 +33,8 @@ def test_one_input_serves_all_turns(tokenizer):
     assert len({id(sample.input) for sample in samples}) == 1
     whole = "Ann: one two three[SEP]Ben: four five[SEP]Ann: six[SEP]Cat: seven eight"
     assert list(samples[0].input.ids) == tokenizer(whole)["input_ids"]
-    assert [said(tokenizer, s) for s in samples] == [
-        "ann : one two three [SEP]",
-        "ann : six [SEP]",
-        "cat : seven eight [SEP]",
-    ]
+    own = ["ann : one two three [SEP]", "ann : six [SEP]", "cat : seven eight [SEP]"]
+    assert [said(tokenizer, s) for s in samples] == own
 
 
 def test_a_long_dialogue_goes_on_in_windows_that_begin_with_what_was_said_before(tokenizer):
@@ -112,9 +109,8 @@ def test_what_else_is_in_the_batch_changes_no_representation(tiny):
     for sample, row in zip(samples, together, strict=True):
         torch.testing.assert_close(represent(model, tokenizer, [sample])[0], row, rtol=1e-4, atol=1e-5)
     some = list(range(len(samples)))[::3][::-1]  # tokens after the last one needed are left out
-    torch.testing.assert_close(
-        represent(model, tokenizer, [samples[i] for i in some]), together[some], rtol=1e-4, atol=1e-5
-    )
+    apart = represent(model, tokenizer, [samples[i] for i in some])
+    torch.testing.assert_close(apart, together[some], rtol=1e-4, atol=1e-5)
 
 
 # Prompts
@@ -133,9 +129,7 @@ class Letters:
         return {"input_ids": [[ord(c) for c in text.replace("[MASK]", "\0")] for text in texts]}
 
     def read(self, ids):
-        return "".join({-1: "[CLS]", -2: "[SEP]", -3: "[MASK]"}.get(token) or chr(token) for token in ids).replace(
-            "\0", "[MASK]"
-        )
+        return "".join({-1: "[CLS]", -2: "[SEP]", 0: "[MASK]"}.get(token) or chr(token) for token in ids)
 
 
 @pytest.mark.parametrize(("max_length", "inputs"), [(4096, "inputs"), (160, "inputs_short")])
@@ -162,9 +156,8 @@ def test_past_turns_are_asked_for_again_where_the_authors_ask():
     assert seen == set(map(tuple, GOLDEN["asked_again"]))
     assert numbers == {round(0.2 * 7 * 20)}  # a fifth of those that may ask; the authors' draws gave a share of 0.203
     assert abs(GOLDEN["rate"] - 0.2) < 0.01
-    assert [prompts.past_queries(torch.Generator().manual_seed(3)) for _ in range(2)].count(
-        prompts.past_queries(torch.Generator().manual_seed(3))
-    ) == 2
+    once, again = (prompts.past_queries(torch.Generator().manual_seed(3)) for _ in range(2))
+    assert once == again
 
 
 def test_unlabelled_turns_are_context_only(tokenizer):

@@ -11,14 +11,7 @@ import erc_tiny
 from erc import model as model_module
 from erc.files import InputError
 from erc.inputs import Prompts, collate
-from erc.model import (
-    EmotionModel,
-    load_encoder,
-    loss_options,
-    packaged_minilm,
-    precision,
-    rate_factor,
-)
+from erc.model import EmotionModel, load_encoder, loss_options, packaged_minilm, precision, rate_factor
 from erc.settings import Settings
 from spcl_loss import METHODS, supervised_prototypical_contrastive_loss
 

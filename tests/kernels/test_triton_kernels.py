@@ -196,15 +196,6 @@ def test_not_a_number_comes_through(monkeypatch, path, scale):
     assert positive[~same].isfinite().all() and negative[others & same].isfinite().all()
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_twice_the_same_bits(monkeypatch, path):
-    choose(monkeypatch, path)
-    (rows, labels, _, scale), *_ = problem(3, 60, 24, 60, 60, 10.0, torch.float32, False, False)
-    comparison = Comparison(labels, None, scale, 60, 60, True, torch.float32)
-    once, again = (dispatch.statistics(rows, comparison) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("num_rows", [257, 5000, 65536, 2**20])
 @pytest.mark.parametrize("num_anchors", [1, 4097, 2**20])
