@@ -26,8 +26,8 @@ from erc.practice import PRACTICE
 from erc.settings import OBJECTIVES, PRESETS, Settings, add_options, given, preset
 
 DATASETS = ("MELD", "IEMOCAP", "EmoryNLP")
-# With --curriculum on or half, an epoch holds half the data. An arm that differs in this from the preset gets twice or
-# half the preset's epochs, so that all arms see as much data, unless it names its epochs.
+# With --curriculum on or half, an epoch holds half the data. All arms see equally much data: an arm that differs from
+# the preset in this gets twice or half the preset's epochs. An arm that names its epochs keeps them.
 ARMS = {
     "spcl": "--contrastive-weight none --curriculum on",
     "spcl-all": "--contrastive-weight none --curriculum all",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spcl_loss import DifficultyCurriculumSampler
 
-from .inputs import Prompts, Sample, Windows, share_inputs
+from .inputs import Prompts, Sample, Windows, group_by_input
 from .settings import Settings
 
 POOL = 50  # batches that are sorted by length together: enough for little padding, few enough for random batches
@@ -85,7 +85,7 @@ def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size
     share an input stay together, so a batch may have more than `batch_size` of them.
     """
     batches = []
-    for pool in _cut(share_inputs(samples, indices), POOL * batch_size):
+    for pool in _cut(group_by_input(samples, indices), POOL * batch_size):
         pool.sort(key=lambda group: max(samples[index].length for index in group))
         batches += [list(chain.from_iterable(groups)) for groups in _cut(pool, batch_size)]
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
@@ -94,7 +94,7 @@ def length_buckets(samples: Sequence[Sample], indices: Sequence[int], batch_size
 
 def longest_first(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
     """Batches of like length for a pass in any order. The longest comes first, so that a lack of memory shows early."""
-    groups = share_inputs(samples, range(len(samples)))
+    groups = group_by_input(samples, range(len(samples)))
     groups.sort(key=lambda group: -max(samples[index].length for index in group))
     return [list(chain.from_iterable(batch)) for batch in _cut(groups, batch_size)]
 

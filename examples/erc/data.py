@@ -36,7 +36,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A dataset's three splits; `name` is what every output calls it."""
+    """A dataset's three splits. Every output shows its `name`."""
 
     name: str
     labels: tuple[str, ...]

@@ -79,8 +79,8 @@ def reference_samples(labels: Sequence[int], per_class: int | None, seed: int) -
 class Heads:
     """The ways to classify representations; `settings.HEADS` are their names.
 
-    All but the linear heads are fitted to turns of the training set. These may have other class sizes than all of it,
-    so fitted heads take the true sizes as weights or priors.
+    All but the linear heads are fitted to some turns of the training set. Class sizes differ there, so fitted heads
+    take those of the whole set as weights or priors.
     """
 
     linear: torch.nn.Linear  # the head that was trained beside the encoder

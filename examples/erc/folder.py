@@ -40,7 +40,7 @@ class RunFolder:
                 raise InputError(f"{place} is a file: --output must name a folder")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Locks the folder against other trainings, except on Windows. A killed process loses it."""
         self.check()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -102,11 +102,11 @@ class RunFolder:
         return sorted(self.path.glob("checkpoint-*"))
 
     def best_of(self, epoch: int) -> Path:
-        """The weights of an epoch that was the best when it ended."""
+        """The file for the weights of an epoch that was the best so far when it ended."""
         return self.path / f"best-{epoch:04d}.safetensors"
 
     def drop_checkpoints(self, but: Iterable[Path] = ()) -> None:
-        """Removes what only an unfinished run needs, with the exceptions in `but`."""
+        """Removes the files that only an unfinished run needs, except those in `but`."""
         for pattern in ("checkpoint-*", "best-*", "partial-*"):
             for path in {*self.path.glob(pattern)} - {*but}:
                 path.unlink()

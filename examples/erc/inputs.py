@@ -51,7 +51,7 @@ class Windows:
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
         self.context_turns, self.max_length = context_turns, max_length
-        self.start, end = first_and_last(tokenizer, max_length)
+        self.start, end = special_tokens(tokenizer, max_length)
         texts = [f"{turn.speaker}: {turn.text}" for dialogue in dialogues for turn in dialogue.turns]
         said = ([*tokens[: max_length - 2], end] for tokens in tokenise(tokenizer, texts))
         self.samples = [s for d in dialogues for s in self._samples(d, [next(said) for _ in d.turns])]  # labelled turns
@@ -101,7 +101,7 @@ class Prompts:
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:
         self.dialogues, self.context_turns, self.max_length = dialogues, context_turns, max_length
-        self.start, end = first_and_last(tokenizer, max_length)
+        self.start, end = special_tokens(tokenizer, max_length)
         turns = [turn for dialogue in dialogues for turn in dialogue.turns]
         said = iter(tokenise(tokenizer, [f"{turn.speaker}:{turn.text}" for turn in turns]))
         feels = iter(tokenise(tokenizer, [f"{turn.speaker} feels {tokenizer.mask_token}" for turn in turns]))
@@ -161,7 +161,7 @@ def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
-def first_and_last(tokenizer: Any, max_length: int) -> tuple[int, int]:
+def special_tokens(tokenizer: Any, max_length: int) -> tuple[int, int]:
     """The ids of the tokens at the ends of an input. InputError where the encoder cannot read our inputs."""
     if max_length > (limit := tokenizer.model_max_length):
         raise InputError(f"max_length must be at most {limit}, the encoder's limit; received {max_length}")
@@ -176,7 +176,7 @@ class Batch(NamedTuple):
 
     input_ids: Tensor  # (R, L)
     turns: Tensor  # (R, L) each token's turn; padding's is `AFTER_ALL`
-    tokens: Tensor  # the places, among the R * L, of the tokens of all samples, one sample after the other
+    tokens: Tensor  # indices into the flat (R * L) of the tokens that represent each sample, sample by sample
     offsets: Tensor  # (N,) where each sample's tokens begin in `tokens`
     labels: Tensor  # (N,)
     by_turn: bool  # whether a token sees its own turn and those before it, else all
@@ -184,7 +184,7 @@ class Batch(NamedTuple):
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """A batch that is no longer than its members need. An input that samples share is in it once."""
-    groups = share_inputs(samples, range(len(samples)))
+    groups = group_by_input(samples, range(len(samples)))
     row = {index: r for r, group in enumerate(groups) for index in group}
     # Tokens after the last one needed are dropped: earlier tokens cannot see them.
     inputs = [(samples[group[0]].input, max(samples[index].length for index in group)) for group in groups]
@@ -197,8 +197,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(input_ids, turns, torch.cat(spans), offsets, labels, by_turn=inputs[0][0].turns is not None)
 
 
-def share_inputs(samples: Sequence[Sample], indices: Sequence[int]) -> list[list[int]]:
-    """The indices in their order, but those of samples with the same input together."""
+def group_by_input(samples: Sequence[Sample], indices: Sequence[int]) -> list[list[int]]:
+    """Groups the indices by their samples' input; groups and members keep their order."""
     groups: dict[int, list[int]] = {}
     for index in indices:
         groups.setdefault(id(samples[index].input), []).append(index)

@@ -76,7 +76,7 @@ class EmotionModel(nn.Module):
         return features, self.head(features if self.head_trains_encoder else features.detach()).float()
 
     def _mask(self, batch: Batch) -> Tensor:
-        """The attention mask. Where it differs from token to token, it has a form that transformers leaves as it is."""
+        """The attention mask. If it differs by token, it has the four dimensions that transformers uses unchanged."""
         if not batch.by_turn:
             return (batch.turns < AFTER_ALL).long()
         visible = batch.turns[:, None, :] <= batch.turns[:, :, None]  # (R, L, L); padding's turn is the last

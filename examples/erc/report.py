@@ -46,7 +46,7 @@ CURRICULA = {"on": ", curriculum", "all": "", "half": ", random half"}
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as its folder holds it."""
+    """A finished run, read from its folder."""
 
     folder: RunFolder
     settings: Settings

@@ -21,7 +21,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """One run, except for where its data lie and where its results go. The defaults are the `cpu` preset."""
+    """Everything that decides the numbers of a run, but not where its files lie. The defaults are the `cpu` preset."""
 
     dataset: str = _setting("data", "MELD", "name of the corpus")
     train_fraction: float = _setting("data", 1.0, "share of the training dialogues, drawn by the seed")

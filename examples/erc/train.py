@@ -47,7 +47,7 @@ def train(
         raise ValueError(f"corpus must be {settings.dataset}, as in the settings; received {corpus.name}")
     accelerator = Accelerator(mixed_precision=precision(settings))
     folder = RunFolder(output)
-    with folder.alone() if accelerator.is_main_process else nullcontext():
+    with folder.locked() if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             folder.open(settings, resume=resume, overwrite=overwrite)
         accelerator.wait_for_everyone()
@@ -60,7 +60,7 @@ def train(
 
 
 class Training:
-    """One run. Its methods stand in the order in which they are called."""
+    """One run. Its methods are in the order of their calls."""
 
     def __init__(self, settings: Settings, corpus: Corpus, folder: RunFolder, accelerator: Accelerator) -> None:
         self.settings, self.corpus, self.folder, self.accelerator = settings, corpus, folder, accelerator
@@ -194,8 +194,8 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    # Dev, by which the best epoch is chosen. Every arm and every epoch is scored in the same way: with the present
-    # weights in evaluation mode, and with class means and fitted heads from the same training turns.
+    # Dev chooses the best epoch. Every arm and every epoch is scored in the same way: with the present weights in
+    # evaluation mode, and with class means and fitted heads from the same training turns.
 
     def score_dev(self) -> None:
         """Scores the epoch that ends here, and keeps its weights if it is the best so far."""

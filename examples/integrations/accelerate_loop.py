@@ -52,8 +52,8 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
     # The difficulty is not known yet: start with equal scores, which the training steps replace. The sampler gives each
     # rank of the process group its own part of an epoch.
     sampler = DifficultyCurriculumSampler(torch.zeros(len(data)), num_epochs=EPOCHS)
-    # Keep the loader out of accelerator.prepare: it would divide each rank's samples among the ranks a second time,
-    # repeat some of them where they do not divide, and read one batch ahead.
+    # Keep the loader out of accelerator.prepare. It would divide each rank's samples among the ranks once more, repeat
+    # those that are left over, and read one batch ahead.
     loader = DataLoader(data, batch_size=BATCH_SIZE, sampler=sampler)
     model = make_model()
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))

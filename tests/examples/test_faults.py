@@ -63,9 +63,9 @@ def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
 def test_two_runs_cannot_share_a_folder(tmp_path):
     folder = tmp_path / "run"
     refused = pytest.raises(faults.InputError, match=r"run is in use: another process trains there\. Wait")
-    with RunFolder(folder).alone(), refused, RunFolder(folder).alone():
+    with RunFolder(folder).locked(), refused, RunFolder(folder).locked():
         pass
-    with RunFolder(folder).alone():
+    with RunFolder(folder).locked():
         pass
 
 
