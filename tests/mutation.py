@@ -42,7 +42,7 @@ FILES = {  # module: the files of tests that concern it
     "curriculum.py": ("curriculum",),
     "_sampling.py": ("sampling", "curriculum"),
     "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages", "checks"),
-    "_numerics.py": ("loss", "operator", "similarity"),
+    "_numerics.py": ("numerics", "loss", "operator", "similarity"),
     "_similarity/dense.py": ("similarity", "operator", "loss"),
     "_similarity/strips.py": ("similarity", "operator", "loss"),
 }

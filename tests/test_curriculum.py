@@ -521,3 +521,11 @@ def test_bad_calls_name_expected_and_received_and_change_nothing(error, message,
     curriculum.set_epoch(1)
     untouched.set_epoch(1)
     assert list(curriculum) == list(untouched)
+
+
+def test_observations_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr("spcl_loss.curriculum._MAX_WAITING", 3)
+    one = sampler()
+    for _ in range(10):
+        observe_all(one)
+        assert len(one._observed) < 3

@@ -263,6 +263,7 @@ BAD_DIFFICULTY = [
     (ValueError, "centers must.*meta", {"centers": torch.ones(2, 3, device="meta")}),
     (ValueError, r"\(2,\).*\(3,\)", {"center_mask": torch.ones(3, dtype=torch.bool)}),
     (TypeError, "bool.*int64", {"center_mask": torch.ones(2, dtype=torch.long)}),
+    (ValueError, "center_mask must.*meta", {"center_mask": torch.ones(2, dtype=torch.bool, device="meta")}),
     (ValueError, "class means.*centers", {"leave_one_out": True}),
 ]
 

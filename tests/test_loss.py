@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spcl_loss import METHODS
+from spcl_loss import METHODS, loss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from support import oracle
 
@@ -477,3 +477,16 @@ def test_bad_input_names_expected_and_received(case):
     assert caught.type is error  # not a subclass from inside torch
     assert expected in str(caught.value)
     assert received in str(caught.value)
+
+
+def test_an_anchor_whose_class_is_all_that_takes_part_has_no_negative():
+    """Ignored rows are none either."""
+    labels = torch.tensor([0, -100, 0, 0, -100])
+    assert not spcl(drawn(5, 3), labels, contrast="negatives", reduction="none").any()
+
+
+def test_places_and_class_sizes_have_32_bits():
+    """Kernels compare such in one instruction."""
+    places, sizes = loss._places_and_class_sizes(torch.tensor([7, -1, 10**12, 7]))
+    assert places.dtype == sizes.dtype == torch.int32
+    assert (places.tolist(), sizes.tolist()) == ([1, 0, 3, 1], [2, 1, 1, 2])

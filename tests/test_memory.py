@@ -515,3 +515,18 @@ def test_a_misspelt_setting_is_an_error(name, meant):
         setattr(memory, name, 3)
     memory.support_size, memory.ignore_index, memory.source = 3, -1, "train"
     assert (memory.support_size, memory.ignore_index, memory.source) == (3, -1, "train")
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_with_a_row_that_is_not_finite_changes_nothing(label, value):
+    """Whatever the class of the row."""
+    memory = filled()
+    before = copy.deepcopy(memory)
+    rows, classes = torch.ones(3, 12), torch.tensor([label, 1, -1])
+    rows[0, 4] = value
+    memory._end_step(rows, classes)
+    assert_same_state(memory, before)
+    memory._end_step(rows, torch.tensor([-1, 1, -1]))  # an ignored row may be anything
+    assert memory.draws == before.draws + 1
+    assert memory.queue[1, 0].equal(torch.ones(12))

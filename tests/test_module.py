@@ -655,3 +655,26 @@ def test_a_gpu_is_not_waited_for(monkeypatch):
     ((device, message),) = asserted
     assert device == torch.device("cuda:0")
     assert "empty" in message
+
+
+def test_reset_parameters_removes_class_weights_that_the_constructor_did_not_get():
+    criterion = module()
+    criterion.class_weights = torch.ones(C)
+    criterion.reset_parameters()
+    assert criterion.class_weights is None
+
+
+def test_a_pickle_of_a_loss_with_a_group_warns_where_it_is_loaded():
+    criterion = module()
+    criterion.process_group = object()
+    with pytest.warns(UserWarning, match="process_group is not part of a pickle") as caught:
+        pickle.loads(pickle.dumps(criterion))
+    assert caught[0].filename == __file__
+
+
+def test_a_pickle_that_says_nothing_of_a_group_loads_without_a_warning():
+    state = module().__getstate__()
+    del state["_had_process_group"]
+    other = SupervisedPrototypicalContrastiveLoss.__new__(SupervisedPrototypicalContrastiveLoss)
+    other.__setstate__(state)
+    assert other.process_group is None
