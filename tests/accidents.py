@@ -169,12 +169,14 @@ def is_killed(train: Callable, ranks: int, folder: Path, changes: int, seconds: 
 
 
 def result(folder: Path):
-    """What a training has left in its folder, without times."""
+    """What a training has left in its folder, without times, and without the commit, which may change meanwhile."""
     if (folder / "final.pt").exists():
         return torch.load(folder / "final.pt", weights_only=True)
     from test_erc_train import outcome
 
-    return list(outcome(folder))
+    lines, scores, predictions, weights = outcome(folder)
+    del scores["environment"]
+    return [lines, scores, predictions, weights]
 
 
 # The accidents. Each tries something, and gives how often, how often it was survived, and what else there is to say.
