@@ -154,7 +154,8 @@ def complete(train: Callable, ranks: int, folder: Path) -> None:
 
 def is_killed(train: Callable, ranks: int, folder: Path, changes: int, seconds: float) -> bool:
     """Kills the training this time after so many changes of its folder. False if it has ended before."""
-    processes, last = Ranks(train, ranks, folder), 0
+    processes = Ranks(train, ranks, folder)
+    last = folder.stat().st_mtime_ns
     while changes > 0 and processes.all_alive():
         now = folder.stat().st_mtime_ns
         changes, last = changes - (now != last), now
