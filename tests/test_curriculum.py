@@ -461,7 +461,7 @@ BAD_SAMPLER = [
     (ValueError, "finite.*nan", {"difficulty": torch.tensor([0.0, torch.nan])}),
     (ValueError, "num_epochs.*0", {"num_epochs": 0}),
     (ValueError, "bernoulli.*poisson", {"draw": "poisson"}),
-    (ValueError, "num_replicas.*0", {"num_replicas": 0}),
+    (ValueError, "num_replicas must be at least 1.*0", {"num_replicas": 0}),
     (ValueError, "rank.*2", {"num_replicas": 2, "rank": 2}),
     (ValueError, "rank.*-1", {"rank": -1}),
     (ValueError, "rank must be given.*None", {"num_replicas": 2}),

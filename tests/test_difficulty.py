@@ -212,6 +212,12 @@ class TestBlocks:
         blocks = [*in_blocks(embeddings, labels, 3), (torch.zeros(0).long(), torch.zeros(0, 3), torch.zeros(0).long())]
         torch.testing.assert_close(prototype_difficulty_blocks(blocks, 8), prototype_difficulty(embeddings, labels))
 
+    def test_there_may_be_more_classes_than_columns(self):
+        embeddings, centers, labels = torch.randn(4, 2), torch.randn(5, 2), torch.tensor([4, 0, 3, 4])
+        expected = prototype_difficulty(embeddings, labels, centers)
+        actual = prototype_difficulty_blocks(in_blocks(embeddings, labels, 2), 4, centers)
+        torch.testing.assert_close(actual, expected)
+
     def test_a_class_that_only_the_second_pass_has_is_without_a_centre(self):
         class Grows:
             last = 5

@@ -32,3 +32,9 @@ def test_a_row_that_is_left_out_becomes_zero_whatever_it_holds():
     unit, _ = _numerics.normalised(rows, torch.tensor([False, True, True]))
     assert unit.tolist() == [[1, 0], [0, 0], [0, 0]]
     assert _numerics.normalised(rows)[0].isnan().tolist() == [[False, False], [True, True], [True, True]]
+
+
+def test_meta_tensors_know_no_autocast():
+    with _numerics.full_precision("meta"):
+        pass
+    assert _numerics.matmul(torch.ones(2, 3, device="meta"), torch.ones(3, 4, device="meta")).shape == (2, 4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from spcl_loss import _sampling
 from spcl_loss._sampling import draw_samples, keep_parts, keep_probability
 
 UNEVEN = torch.tensor([1.0] * 5 + [0.7] * 5 + [0.3] * 6 + [0.0] * 5)
@@ -176,3 +177,9 @@ class TestDraws:
         order = draw_samples(values, *parts, draw="fixed", shuffle=False, generator=generator).tolist()
         assert order[:2] + order[4:] == [1, 4, 6, 2, 5]
         assert set(order[2:4]) == {0, 3}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_are_sorted_stably_whatever_their_sign_and_size(dtype):
+    scores = np.array([0, -0.0, 1e-30, -1e-30, 3, 3, -0.0, -2.5, 2e-30, -2e-30, 1e38, -1e38, 0, -2.5], dtype)
+    assert _sampling._argsort(scores).tolist() == scores.argsort(kind="stable").tolist()
