@@ -1,13 +1,13 @@
 """Changes the library one place at a time, and counts the changes that its tests notice.
 
     python tests/mutation.py --sample 300                     # what `make mutation` runs
-    python tests/mutation.py --only loss.py:187               # every change of one line, with what pytest says
+    python tests/mutation.py --only loss.py:187               # every change of one line, with the test that notices
 
 A change is another operator, constant, condition or result, a deleted statement, or two swapped arguments. Every
 module gets its share of the sample. PyTorch and the tests are imported once. Every change is tried in a fork of that
 process: the functions and the constants of the module become those of the changed code, and the tests that reach the
-changed line run, the quickest first, up to the first that fails. `mutation.json` holds the changes that no test can
-notice, each with its reason, and the counts of the last run. This program needs Unix.
+changed line run, one of every test function first, up to the first that fails. `mutation.json` holds the changes that
+these tests cannot notice, each with its reason, and the counts of the last run. This program needs Unix.
 """
 
 import argparse
