@@ -49,12 +49,10 @@ class MemoryMachine(RuleBasedStateMachine):
         numbers = [(self.next_number + i) % 200 + 1 for i in range(len(rows))]  # exact in bfloat16 too
         self.next_number += len(rows)
         labels = torch.tensor([label for label, _ in rows], dtype=torch.long)
-        embeddings = torch.tensor(
-            [[number, -number * factor] for number, (_, factor) in zip(numbers, rows, strict=True)]
-        )
-        known = [
-            (label, number) for number, (label, factor) in zip(numbers, rows, strict=True) if factor == 1 and label >= 0
-        ]
+        factors = [factor for _, factor in rows]
+        embeddings = torch.tensor([[number, -number * by] for number, by in zip(numbers, factors, strict=True)])
+        pairs = zip(numbers, rows, strict=True)
+        known = [(label, number) for number, (label, factor) in pairs if factor == 1 and label >= 0]
         return embeddings.view(-1, D), labels, known
 
     @rule(rows=ROWS)
@@ -144,11 +142,8 @@ class MemoryMachine(RuleBasedStateMachine):
         assert (int(self.memory.draws), int(self.memory.seed)) == (self.draws, self.seed)
         newest, labels = self.memory.entries(M)
         for c, entries in enumerate(self.entries):
-            shown = [
-                row
-                for row, label in zip(newest[c * M : c * M + M].tolist(), labels[c * M :], strict=False)
-                if label == c
-            ]
+            of_class = slice(c * M, c * M + M)
+            shown = newest[of_class][labels[of_class] == c].tolist()
             assert shown == [[number, -number] for number in reversed(entries)]
         centroids, exist = self.memory.centroids()
         for c, entries in enumerate(self.entries):
@@ -200,6 +195,10 @@ class SamplerMachine(RuleBasedStateMachine):
         fresh.set_epoch(self.epoch)
         return fresh.indices.tolist()
 
+    @property
+    def position(self):
+        return self.resume_at or 0 if self.taken is None else self.taken * self.sampler.num_replicas
+
     def begin(self, epoch):
         self.epoch, self.of_epoch = epoch, self.scores
         self.forget_iterators()
@@ -236,14 +235,11 @@ class SamplerMachine(RuleBasedStateMachine):
     def start(self, count):
         """A new iterator. It starts with its first sample."""
         self.iterator = iter(self.sampler)
-        if self.resume_at is not None:
-            start = -(-self.resume_at // self.sampler.num_replicas)
-        else:
-            start = 0
-            if self.taken is not None and not self.set:
-                iterator = self.iterator
-                self.begin(min(self.epoch + 1, EPOCHS - 1))
-                self.iterator = iterator
+        start = -(-(self.resume_at or 0) // self.sampler.num_replicas)
+        if self.resume_at is None and self.taken is not None and not self.set:
+            iterator = self.iterator
+            self.begin(min(self.epoch + 1, EPOCHS - 1))
+            self.iterator = iterator
         self.taken, self.finished, self.resume_at = min(start, len(self.expected)), False, None
         self.take(count)
 
@@ -264,8 +260,7 @@ class SamplerMachine(RuleBasedStateMachine):
     @rule()
     def save(self):
         model = (self.scores, self.of_epoch, self.epoch, self.seed)
-        position = self.resume_at or 0 if self.taken is None else self.taken * self.sampler.num_replicas
-        self.saved = through_a_file(self.sampler.state_dict()), model, position
+        self.saved = through_a_file(self.sampler.state_dict()), model, self.position
 
     @precondition(lambda self: self.saved is not None)
     @rule(new=st.booleans())
@@ -287,8 +282,7 @@ class SamplerMachine(RuleBasedStateMachine):
         assert torch.equal(self.sampler.difficulty, self.scores)
         assert self.sampler.indices.tolist() == self.expected
         assert len(self.sampler) == len(self.expected)
-        position = self.resume_at or 0 if self.taken is None else self.taken * self.sampler.num_replicas
-        assert self.sampler.state_dict()["position"] == position
+        assert self.sampler.state_dict()["position"] == self.position
 
 
 @pytest.mark.parametrize("machine", [MemoryMachine, SamplerMachine])

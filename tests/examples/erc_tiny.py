@@ -51,14 +51,10 @@ def encoder(folder: Path, architecture: str = "bert") -> str:
 
     words = tokenizer()
     sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "vocab_size": len(words),
-        "max_position_embeddings": 130,
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": len(words), "max_position_embeddings": 130,
         "initializer_range": 0.2,  # larger than usual: representations then differ by words before any training
-    }
+    }  # fmt: skip
     torch.manual_seed(0)
     model = BertModel(BertConfig(**sizes)) if architecture == "bert" else MPNetModel(MPNetConfig(**sizes))
     model.save_pretrained(folder)

@@ -94,27 +94,29 @@ def test_the_result_has_every_head_on_both_splits(finished):
         assert f"| {100 * f1:.2f} " in shown
 
 
-def test_one_line_an_epoch_and_the_best_dev_score_selects(finished):
-    _, folder, result = finished
-    lines, *_ = outcome(folder)
+@pytest.fixture(scope="module")
+def lines(finished):
+    """Of its metrics.jsonl."""
+    return outcome(finished[1])[0]
+
+
+def test_one_line_an_epoch_and_the_best_dev_score_selects(finished, lines):
+    _, _, result = finished
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     scores = [line["dev"]["prototype"]["weighted_f1"] for line in lines]
     assert result["best_epoch"] == 1 + scores.index(max(scores))
     assert result["dev"] == lines[result["best_epoch"] - 1]["dev"]  # the best weights, scored again in the end
 
 
-def test_every_line_has_the_diagnostics_of_the_loss(finished):
-    _, folder, _ = finished
-    found = [line["diagnostics"] for line in outcome(folder)[0]]
+def test_every_line_has_the_diagnostics_of_the_loss(lines):
+    found = [line["diagnostics"] for line in lines]
     assert all(set(one) >= {"loss_above_floor", "cosine_between", "queue_fill"} for one in found)
     assert all(len(one["queue_fill"]) == len(erc_tiny.LABELS) for one in found)
     assert found[-1]["loss_above_floor"] < found[0]["loss_above_floor"]
     assert all(-1 <= one["cosine_between"] <= 1 for one in found)
 
 
-def test_the_curriculum_draws_half_the_data_easy_samples_first(finished):
-    _, folder, _ = finished
-    lines, *_ = outcome(folder)
+def test_the_curriculum_draws_half_the_data_easy_samples_first(lines):
     assert [line["samples"] for line in lines] == [24, 24, 24]  # of 48
     means = [line["difficulty"] for line in lines]
     assert means[0]["drawn"] < means[0]["all"]

@@ -140,11 +140,10 @@ def test_a_training_that_fails_is_no_kill(tmp_path):
 import accidents, pathlib
 def train(rank, ranks, folder):
     raise OSError("no such disk")
-accidents.is_killed(train, 1, pathlib.Path({str(tmp_path / "run")!r}), changes=1, seconds=0)
+accidents.is_killed(train, 1, pathlib.Path({str(tmp_path / "run")!r}), changes=10**9, seconds=0)
 """
-    said = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(accidents.__file__).parent, capture_output=True, text=True
-    )
+    tests = Path(accidents.__file__).parent
+    said = subprocess.run([sys.executable, "-c", program], cwd=tests, capture_output=True, text=True)
     assert said.returncode == 1
     assert "RuntimeError" in said.stderr and "OSError: no such disk" in said.stderr
 
