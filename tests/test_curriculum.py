@@ -17,7 +17,11 @@ from support import oracle
 
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "curriculum.npz").items()}
 DRAWN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-each_draw = pytest.mark.parametrize("draw", ["fixed", "bernoulli"])
+
+
+@pytest.fixture(params=["fixed", "bernoulli"])
+def draw(request):
+    return request.param
 
 
 def sampler(n=101, num_epochs=4, **options):
@@ -59,7 +63,6 @@ class TestKeepProbability:
             probability = curriculum.keep_probability(epoch)[GOLDEN["easy_to_hard"]]
             torch.testing.assert_close(probability.double(), expected, rtol=0, atol=1e-6)
 
-    @each_draw
     @pytest.mark.parametrize(("n", "num_epochs"), [(2, 1), (7, 3), (10, 5)])
     def test_agrees_with_the_oracle(self, draw, n, num_epochs):
         difficulty = torch.rand(n, generator=torch.Generator().manual_seed(n))
@@ -77,7 +80,6 @@ class TestKeepProbability:
 
 
 class TestEpochs:
-    @each_draw
     @pytest.mark.parametrize("n", [1, 2, 3, 10, 101])
     def test_an_epoch_is_the_draw_of_its_seed(self, draw, n):
         curriculum = sampler(n, draw=draw, seed=3)
@@ -91,7 +93,6 @@ class TestEpochs:
             assert len(curriculum) == len(drawn)
             assert all(type(i) is int for i in drawn)
 
-    @each_draw
     def test_a_callable(self, draw):
         """All of a pool of the easiest that grows by one sample an epoch."""
         pools = DifficultyCurriculumSampler(
@@ -107,7 +108,6 @@ class TestEpochs:
         hardness = [(torch.tensor(drawn[epoch]) * 37 % 1001).double().mean().item() for epoch in (0, 3, 6, 9)]
         assert hardness == sorted(hardness)
 
-    @each_draw
     def test_draws_depend_on_seed_and_epoch_alone(self, draw):
         before = torch.get_rng_state()
         curriculum = sampler(draw=draw, seed=3)
@@ -119,7 +119,6 @@ class TestEpochs:
         assert list(curriculum) == second != first
         assert list(sampler(draw=draw, seed=3)) == first != list(sampler(draw=draw, seed=4))
 
-    @each_draw
     def test_epochs_are_independent(self, draw):
         curriculum, n = sampler(2000, num_epochs=1000, draw=draw), 2000
         drawn = []
@@ -164,7 +163,6 @@ class TestEpochs:
 
 
 class TestRanks:
-    @each_draw
     @pytest.mark.parametrize(("n", "num_replicas"), [(101, 2), (10, 3)])
     def test_they_share_an_epoch_equally(self, draw, n, num_replicas):
         whole = epochs(sampler(n, draw=draw))
@@ -175,7 +173,6 @@ class TestRanks:
             assert set().union(*shares) <= set(together)
             assert len(together) - sum(map(len, shares)) < num_replicas
 
-    @each_draw
     def test_more_ranks_than_samples_are_an_error(self, draw):
         with pytest.raises(ValueError, match=r"num_replicas=4; received \d of 3 samples in epoch 0.*fewer ranks"):
             sampler(3, draw=draw, num_replicas=4, rank=1)
@@ -261,7 +258,6 @@ class TestScores:
 
 
 class TestResume:
-    @each_draw
     @pytest.mark.parametrize("shuffle", [True, False])
     @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 7), (2, 13), (2, "last")])
     def test_a_plain_loop_goes_on_with_the_next_sample(self, draw, shuffle, epoch, step):
@@ -274,7 +270,6 @@ class TestResume:
         second = resumed(first.state_dict(), **options, seed=9)
         assert list(epochs(second)) == [expected[epoch][step:], *expected[epoch + 1 :]]
 
-    @each_draw
     def test_scores_observed_before_the_interruption_wait_for_the_next_epoch(self, draw):
         whole, first = sampler(draw=draw, seed=7), sampler(draw=draw, seed=7)
         whole.set_epoch(1)

@@ -16,6 +16,11 @@ from support import ranks
 WORLD_SIZES = [1, 2, 3, 4]
 
 
+@pytest.fixture(params=WORLD_SIZES)
+def world_size(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def answers():
     """answers(world_size) is what every rank says. Each world size goes on from the one before."""
@@ -46,7 +51,6 @@ def assert_same_training(ours, expected):
 
 
 @pytest.mark.parametrize("case", training.CASES)
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_ranks_together_do_what_one_process_does(answers, world_size, case):
     expected = training.in_one_process(world_size, case)
     for answer in answers(world_size):
@@ -54,7 +58,6 @@ def test_ranks_together_do_what_one_process_does(answers, world_size, case):
 
 
 @pytest.mark.parametrize("case", training.CASES)
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_losses_and_memories_are_the_same_on_every_rank_to_the_bit(answers, world_size, case):
     first, *others = (answer["every_method"][case] for answer in answers(world_size))
     for other in others:
@@ -71,14 +74,12 @@ def test_losses_and_memories_are_the_same_on_every_rank_to_the_bit(answers, worl
         ("accelerated", "SPCL-weighted-strips", {}),
     ],
 )
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_whatever_averages_the_gradients(answers, world_size, question, case, settings):
     expected = training.in_one_process(world_size, case, **settings)
     for answer in answers(world_size):
         assert_same_training(answer[question], expected)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_the_form_that_is_chosen_for_many_rows(answers, world_size):
     sizes = rank_questions.many(world_size)
     expected = training.in_one_process(world_size, "EACL-weighted-auto", sizes=sizes)
@@ -107,7 +108,6 @@ def test_each_process_group_has_a_loss_of_its_own(answers):
         assert_same_training(answer["groups"], expected[rank // 2] | {"gradients": [average]})
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_without_gathering_the_loss_is_that_of_the_own_rows(answers, world_size):
     for rank, answer in enumerate(answers(world_size)):
         steps = rank_questions.own_steps(rank, world_size)[:1]
@@ -115,7 +115,6 @@ def test_without_gathering_the_loss_is_that_of_the_own_rows(answers, world_size)
         assert_same_training(answer["local"], expected)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_half_precision_is_sent_as_it_is_and_computed_in_float32(answers, world_size):
     for rank, answer in enumerate(answers(world_size)):
         got = answer["half_precision"]
@@ -128,7 +127,6 @@ def test_half_precision_is_sent_as_it_is_and_computed_in_float32(answers, world_
 
 
 @pytest.mark.parametrize("case", training.CANDIDATES)
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_further_candidates(answers, world_size, case):
     [((inputs, labels, weights), counts)] = training.batches(world_size, training.SIZES[world_size][1:2])
     inputs.requires_grad_()
@@ -142,7 +140,6 @@ def test_further_candidates(answers, world_size, case):
 
 
 @pytest.mark.parametrize("case", rank_questions.ENTRIES)
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_entries_of_the_memory_as_candidates_count_once_not_once_a_rank(answers, world_size, case):
     expected = training.in_one_process(world_size, case, entries=4)
     for answer in answers(world_size):
@@ -156,7 +153,6 @@ def test_autocast_around_backward_changes_no_gradient(answers, impl):
             assert torch.equal(plain, under_autocast)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_a_nan_on_one_rank_is_a_step_that_never_happened_on_all(answers, world_size):
     for answer in answers(world_size):
         poisoned = answer["poisoned"]
@@ -193,7 +189,6 @@ def test_a_batch_that_one_rank_refuses_is_an_error_on_all(answers):
     assert not any(answer["none"] for answer in [*others, odd])
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_a_run_goes_on_with_another_number_of_ranks(answers, world_size):
     """Each world size loads what the one before saved: together they are one run of a single process."""
     learner, objective = training.Learner("SPCL"), training.Objective("SPCL-weighted-strips")
@@ -205,7 +200,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(answers, world_size):
         assert torch.equal(answer["another_world_size"]["fingerprint"], first["fingerprint"])
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_two_passes_give_the_gradients_of_one(answers, world_size):
     encoder, loss_fn = training.Learner("SPCL").encoder, training.Objective("SPCL-plain-strips").loss
     for step, ((inputs, labels, _), _) in enumerate(training.batches(world_size)):
@@ -223,7 +217,6 @@ class TestScaling:
     formulas = rank_questions.functions_of_page("scaling.md")
 
     @pytest.mark.parametrize("case", training.CASES)
-    @pytest.mark.parametrize("world_size", WORLD_SIZES)
     def test_bytes(self, answers, world_size, case):
         method, weighted, impl = case.split("-")
         statistics = 0 if impl == "dense" else 3 if training.OPTIONS[method].get("positives") == "outside" else 2
