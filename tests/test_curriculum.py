@@ -259,7 +259,7 @@ class TestScores:
 
 class TestResume:
     @pytest.mark.parametrize("shuffle", [True, False])
-    @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 7), (2, 13), (2, "last")])
+    @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 7), (2, 13), (2, "last"), (3, "last")])
     def test_a_plain_loop_goes_on_with_the_next_sample(self, draw, shuffle, epoch, step):
         options = {"draw": draw, "shuffle": shuffle}
         expected = list(epochs(sampler(**options)))
