@@ -20,23 +20,23 @@ def diagnose(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[st
 
 
 def _of_losses(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
-    losses, skipped, labels, class_sizes = losses_of_anchors(batch, options)
-    anchors, num_positives = labels[: losses.shape[0]], class_sizes[: losses.shape[0]] - 1
+    losses, skipped, labels, num_positives = losses_of_anchors(batch, options)
+    anchors = labels[: losses.shape[0]]
     if options.contrast == "all":
-        losses = losses - num_positives.clamp_min(1).to(losses.dtype).log()
+        losses = losses - num_positives.clamp_min(1).log()
     counted = (~skipped).to(losses.dtype)
     sums, sizes = (_by_class(values, anchors, memory) for values in (losses.masked_fill(skipped, 0), counted))
     return {
         "loss_above_floor": sums.sum() / sizes.sum(),
         "loss_above_floor_by_class": sums / sizes,
-        "positives_per_anchor": num_positives.masked_fill(anchors < 0, 0).sum().to(losses.dtype) / (anchors >= 0).sum(),
+        "positives_per_anchor": num_positives.sum() / (anchors >= 0).sum(),
     }
 
 
 def _of_rows(batch: Batch, memory: PrototypeMemory) -> dict[str, Tensor]:
-    labels, ignored = batch.labels, batch.labels < 0
-    rows, _ = normalised(batch.embeddings.to(computed_dtype(batch.embeddings)), ignored)
-    sums, sizes = _by_class(rows, labels, memory), _by_class((~ignored).to(rows.dtype), labels, memory)
+    labels, kept = batch.labels, batch.labels >= 0
+    rows, _ = normalised(batch.embeddings.to(computed_dtype(batch.embeddings)), kept)
+    sums, sizes = _by_class(rows, labels, memory), _by_class(kept.to(rows.dtype), labels, memory)
     # The sum of the cosines of all pairs is the squared length of the sum of the rows; a row and itself is no pair.
     within, pairs_within = sums.square().sum() - rows.square().sum(), (sizes * (sizes - 1)).sum()
     everything, pairs = rows.sum(0).square().sum() - rows.square().sum(), sizes.sum() * (sizes.sum() - 1)

@@ -21,8 +21,8 @@ def draw_keys(slot_hashes: Tensor, seed: Tensor, draws: Tensor) -> Tensor:
     slot hashes differ. So there are no ties, whose order could depend on the device.
     """
     start = torch.add(seed * _SEED_STRIDE, draws, alpha=_DRAW_STRIDE)
-    keys = (slot_hashes ^ start) * _MIX_1
-    return (keys ^ _shift_right(keys, 32)) * _MIX_2
+    keys = (slot_hashes ^ start).mul_(_MIX_1)
+    return keys.bitwise_xor_(_shift_right(keys, 32)).mul_(_MIX_2)
 
 
 def checksum(tensor: Tensor) -> Tensor:

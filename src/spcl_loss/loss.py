@@ -147,18 +147,16 @@ def loss_of_batch(batch: Batch, options: Options) -> Tensor:
 
 
 def losses_of_anchors(batch: Batch, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(A,) losses, (A,) which of them do not count, (R,) labels of all candidates, (R,) class sizes."""
+    """(A,) losses, (A,) which of them do not count, (R,) labels of all candidates, (A,) numbers of positives."""
     labels = _labels_of_candidates(batch)
-    left_out = labels < 0
-    places, class_sizes = _places_and_class_sizes(labels)
-    comparison = _comparison(batch, places.masked_fill(left_out, -1), class_sizes, options)
+    comparison, balanced = _comparison(batch, labels, options), options.contrast == "class_balanced"
     dtype = computed_dtype(batch.embeddings)
     blocks = (rows.to(dtype) for rows in (batch.embeddings, batch.prototypes, batch.candidates) if rows is not None)
-    statistics = compare(tuple(blocks), comparison, options.impl, batch.ranks)
-    losses, skipped = _anchor_losses(statistics, left_out, class_sizes, options)
+    statistics, num_positives = compare(tuple(blocks), comparison, balanced, options.impl, batch.ranks)
+    losses, skipped = _anchor_losses(statistics, num_positives, labels, options)
     if options.easy_threshold is not None:
         skipped = skipped | (losses <= options.easy_threshold)  # a NaN is not skipped
-    return losses, skipped, labels, class_sizes
+    return losses, skipped, labels, num_positives
 
 
 def _labels_of_candidates(batch: Batch) -> Tensor:
@@ -173,17 +171,7 @@ def _labels_of_candidates(batch: Batch) -> Tensor:
     return torch.cat(pieces)
 
 
-def _places_and_class_sizes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) int32 each, the place of each row's class among the sorted labels, and how many rows share the class.
-
-    Places stand for labels of any size: kernels compare 32 bits in one instruction.
-    """
-    ordered = labels.sort().values
-    places = torch.searchsorted(ordered, labels, out_int32=True)
-    return places, torch.searchsorted(ordered, labels, right=True, out_int32=True) - places
-
-
-def _comparison(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Options) -> Comparison:
+def _comparison(batch: Batch, labels: Tensor, options: Options) -> Comparison:
     num_rows = batch.embeddings.shape[0]
     with_prototypes = num_rows + (0 if batch.prototypes is None else batch.prototypes.shape[0])
     num_anchors = with_prototypes if options.prototype_anchors else num_rows
@@ -192,12 +180,11 @@ def _comparison(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Opti
         num_grads = labels.shape[0]
     elif batch.prototypes is not None and batch.prototypes.requires_grad:
         num_grads = with_prototypes
-    balanced = options.contrast == "class_balanced"
     # The constant 0.5 / temperature of the shifted cosine cancels in every loss.
     factor = 0.5 if options.similarity == "shifted_cosine" else 1.0
     return Comparison(
         labels=labels,
-        log_weights=-class_sizes.to(computed_dtype(batch.embeddings)).log() if balanced else None,
+        log_weights=None,
         scale=factor / options.temperature,
         num_anchors=num_anchors,
         num_grads=num_grads,
@@ -207,14 +194,11 @@ def _comparison(batch: Batch, labels: Tensor, class_sizes: Tensor, options: Opti
 
 
 def _anchor_losses(
-    statistics: Statistics, left_out: Tensor, class_sizes: Tensor, options: Options
+    statistics: Statistics, num_positives: Tensor, labels: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
     """Loss of each anchor (A,), and which do not count (A,): without a positive or, if needed, without a negative."""
     negative_lse, positive_lse, positive_sum = statistics
-    anchors = slice(negative_lse.shape[0])
-    num_positives = class_sizes[anchors] - 1
-    skipped = left_out[anchors] | (num_positives < 1)
-    divisor = num_positives.clamp_min(1).to(negative_lse.dtype)
+    skipped, divisor = num_positives < 1, num_positives.clamp_min(1)
     inside, kind = options.positives == "inside", options.contrast
     if kind == "all" and inside:
         # Not as the difference of two terms, whose gradients +1 and -1 would round away the small gradient of the sum.
@@ -222,8 +206,8 @@ def _anchor_losses(
     positive_mean = positive_lse - divisor.log()
     numerator = positive_mean if inside else positive_sum / divisor
     if kind == "negatives":
-        num_candidates = left_out.shape[0] - left_out.sum()
-        return negative_lse - numerator, skipped | (class_sizes[anchors] >= num_candidates)
+        num_candidates = (labels >= 0).sum()
+        return negative_lse - numerator, skipped | (num_positives + 1 >= num_candidates)
     positive_part = positive_mean if kind == "class_balanced" else positive_lse
     excess = _log_excess(negative_lse, positive_part)
     return excess if inside else excess + (positive_part - numerator), skipped

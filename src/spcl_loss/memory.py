@@ -101,7 +101,7 @@ class PrototypeMemory(Restorable):
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("draws", torch.tensor(0))
         self._built_on_meta = self._has_meta_buffers()
-        self._slots = self._number_slots()
+        self._constants = self._new_constants()
 
     @property
     def num_classes(self) -> int:
@@ -179,23 +179,26 @@ class PrototypeMemory(Restorable):
         N, (C, M, _) = rows.shape[0], self.queue.shape
         if N == 0:
             return
+        numbers, _ = self._numbered()
         classes, order = classes.sort(stable=True)  # rows that stay out come first
-        bounds = torch.searchsorted(classes, torch.arange(C + 1, device=classes.device))  # of each class in the order
+        bounds = torch.searchsorted(classes, numbers[: C + 1])  # of each class in the order
         # A row that stays out repeats the write of the first one that enters.
-        source = torch.arange(N, device=classes.device).maximum(bounds[0]).clamp_max(N - 1)
+        source = torch.arange(N, device=classes.device)
+        source = source.clamp(bounds[0], source[-1])
         classes = classes.index_select(0, source)
         if torch.compiler.is_compiling() or N > M:  # a graph serves batches of every size
             # Of the rows of a class that fall on one slot the last one writes, for all of them.
             last = bounds[1:][classes] - 1
             source = last - (last - source) % M
-        slots = ((self.cursors - bounds[:-1])[classes] + source) % M
+        starts = self.cursors - bounds[:-1]
+        slots = (starts[classes] + source) % M
         new = rows.index_select(0, order.index_select(0, source))
         first = classes[:1], slots[:1]
         old = self.queue[first]
         self.queue.index_put_((classes, slots), new)
         # If none enters, all classes are -1, which indexes the last class, and one slot gets back what it held.
         self.queue.index_put_(first, torch.where(bounds[0] == N, old, new[:1]))
-        self.cursors.add_(bounds.diff())
+        torch.add(starts, bounds[1:], out=self.cursors)
 
     @torch.no_grad()
     def prototypes(self, *, advance: bool = True) -> tuple[Tensor, Tensor]:
@@ -211,16 +214,13 @@ class PrototypeMemory(Restorable):
         Raises:
             ValueError: `support_size` was set to a value that does not fit.
         """
-        queue, K = self.queue, self.support_size
-        self._check_support_size(queue.shape[1])
-        constants = self._slots
-        if constants.device != queue.device:  # a framework has moved the buffers one by one
-            constants = self._number_slots()
-        slots, hashes = constants
-        entered = self.cursors[:, None]
+        queue, entered, K = self.queue, self.cursors[:, None], self.support_size
+        C, M, _ = queue.shape
+        self._check_support_size(M)
+        numbers, hashes = self._numbered()
         keys = draw_keys(hashes, self.seed, self.draws)
-        keys.masked_fill_(slots[0] >= entered, torch.iinfo(torch.int64).max)  # free slots sort last
-        support = keys.topk(K, largest=False, sorted=False).indices + slots[:, :1]
+        keys.masked_fill_(numbers[:M] >= entered, torch.iinfo(torch.int64).max)  # free slots sort last
+        support = keys.topk(K, largest=False, sorted=False).indices + numbers[: C * M : M, None]
         if advance:
             self.draws.add_(1)
         # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
@@ -303,7 +303,7 @@ class PrototypeMemory(Restorable):
 
     def _exist(self) -> Tensor:
         """(C,) bool, the classes that have a prototype and a centroid."""
-        return self.has_fallback + self.cursors > 0
+        return torch.logical_or(self.has_fallback, self.cursors)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         dtype = self.queue.dtype
@@ -311,7 +311,7 @@ class PrototypeMemory(Restorable):
         if self.queue.dtype != dtype:  # what has become infinite in float16 would make every later loss NaN
             self.queue.nan_to_num_()
             self.fallback.nan_to_num_()
-        self._slots = self._number_slots()
+        self._constants = self._new_constants()
         return self
 
     def _check_support_size(self, queue_size: int) -> None:
@@ -327,11 +327,16 @@ class PrototypeMemory(Restorable):
         check_embeddings(embeddings, self.queue)
         return checked_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
 
-    def _number_slots(self) -> Tensor:
-        """(2, C, M) int64, the numbers of all slots and their hashes: a constant of the sizes."""
+    def _numbered(self) -> tuple[Tensor, Tensor]:
+        """(C * M + 1,) int64, the numbers from 0 on, and (C, M) int64, hashes of the first: constants of the sizes."""
+        if self._constants[0].device == self.queue.device:
+            return self._constants
+        return self._new_constants()  # a framework has moved the buffers one by one
+
+    def _new_constants(self) -> tuple[Tensor, Tensor]:
         C, M, _ = self.queue.shape
-        slots = torch.arange(C * M, device=self.queue.device).view(C, M)
-        return torch.stack([slots, hashed(slots)])
+        numbers = torch.arange(C * M + 1, device=self.queue.device)
+        return numbers, hashed(numbers[:-1].view(C, M))
 
 
 def _finite(rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class Comparison(NamedTuple):
     scale: float  # score = scale * inner product
     num_anchors: int
     num_grads: int  # number of leading rows to differentiate; the gradient of the others is zero
-    with_sum: bool  # whether the sum of the positives' scores is wanted; zeros otherwise
+    with_sum: bool  # whether the sum of the positives' scores is wanted; any tensor stands for it otherwise
     product_dtype: torch.dtype  # of the operands of matrix products on a GPU; all else has the dtype of the rows
 
 

@@ -23,18 +23,26 @@ LOG_ZERO = -1e30
 
 def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
     """See `spcl_loss._similarity.compare`; the rows are of unit length. Has derivatives of every order."""
-    scores = matmul(rows, (rows[: comparison.num_anchors] * comparison.scale).T)
-    excluded = _excluded(comparison.labels, comparison.labels < 0, comparison.num_anchors)
-    negative_lse, positive_lse = _candidates(scores, excluded, comparison).logsumexp(1).unbind()
-    return negative_lse, positive_lse, _positive_sum(scores, excluded[1], comparison)
+    return _of_unit_rows(rows, comparison, _excluded(comparison))
 
 
-def _excluded(labels: Tensor, left_out: Tensor, num_anchors: int) -> Tensor:
+def statistics_of(blocks: tuple[Tensor, ...], comparison: Comparison) -> tuple[Statistics, Tensor]:
+    """See `spcl_loss._similarity.compare`. In eager code the first derivative costs one product."""
+    kept, excluded = comparison.labels >= 0, _excluded(comparison)
+    num_positives = (~excluded[1]).sum(0, dtype=blocks[0].dtype) * kept[: comparison.num_anchors]
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return _of_unit_rows(unit_rows(torch.cat(blocks), kept), comparison, excluded), num_positives
+    outputs: Statistics = _Statistics.apply(comparison, kept, excluded, *blocks)  # type: ignore[no-untyped-call]
+    return outputs, num_positives
+
+
+def _excluded(comparison: Comparison) -> Tensor:
     """(2, R, A) bool, which candidates are not among the negatives, and which not among the positives."""
-    same = labels[:, None] == labels[:num_anchors]
-    excluded = torch.stack([same | left_out[:, None], ~same])
-    excluded[1].diagonal().fill_(True)  # not fill_diagonal_, which compiles for one size only
-    return excluded
+    labels = comparison.labels
+    # 0 for two rows of the same class. Negative for a row and itself, and where only one of two labels is negative.
+    differences = labels[:, None] ^ labels[: comparison.num_anchors]
+    differences.diagonal().fill_(-1)  # not fill_diagonal_, which compiles for one size only
+    return torch.stack([differences <= 0, differences != 0])
 
 
 def _candidates(scores: Tensor, excluded: Tensor, comparison: Comparison) -> Tensor:
@@ -44,18 +52,14 @@ def _candidates(scores: Tensor, excluded: Tensor, comparison: Comparison) -> Ten
     return scores.masked_fill(excluded, LOG_ZERO)
 
 
-def _positive_sum(scores: Tensor, not_positive: Tensor, comparison: Comparison) -> Tensor:
-    if comparison.with_sum:
-        return scores.masked_fill(not_positive, 0).sum(0)
-    return scores.new_zeros(comparison.num_anchors)
+def _positive_sum(scores: Tensor, excluded: Tensor, comparison: Comparison) -> Tensor:
+    return scores.masked_fill(excluded[1], 0).sum(0) if comparison.with_sum else scores.new_zeros(excluded.shape[2])
 
 
-def statistics_of(blocks: tuple[Tensor, ...], comparison: Comparison) -> Statistics:
-    """`statistics` of rows of any length, given in blocks. In eager code their first derivative costs one product."""
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
-        return statistics(unit_rows(torch.cat(blocks), comparison.labels < 0), comparison)
-    outputs: Statistics = _Statistics.apply(comparison, *blocks)  # type: ignore[no-untyped-call]
-    return outputs
+def _of_unit_rows(rows: Tensor, comparison: Comparison, excluded: Tensor) -> Statistics:
+    scores = matmul(rows, (rows[: comparison.num_anchors] * comparison.scale).T)
+    negative_lse, positive_lse = _candidates(scores, excluded, comparison).logsumexp(1).unbind()
+    return negative_lse, positive_lse, _positive_sum(scores, excluded, comparison)
 
 
 class _Statistics(torch.autograd.Function):
@@ -67,11 +71,9 @@ class _Statistics(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, comparison: Comparison, *blocks: Tensor) -> Statistics:
-        left_out = comparison.labels < 0
-        rows, norms = normalised(torch.cat(blocks), left_out)
+    def forward(ctx: Any, comparison: Comparison, kept: Tensor, excluded: Tensor, *blocks: Tensor) -> Statistics:
+        rows, norms = normalised(torch.cat(blocks), kept)
         scores = (rows @ rows[: comparison.num_anchors].T).mul_(comparison.scale)
-        excluded = _excluded(comparison.labels, left_out, comparison.num_anchors)
         candidates = _candidates(scores, excluded, comparison)
         # The backward pass needs the softmax too. log p = score - lse holds for the greatest score. On a CPU softmax is
         # much faster than logsumexp, whose exp is slow where it underflows.
@@ -82,7 +84,8 @@ class _Statistics(torch.autograd.Function):
         ctx.comparison = comparison
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*blocks, rows, norms, scores, excluded, probabilities)
-        return negative_lse, positive_lse, _positive_sum(scores, excluded[1], comparison)
+        positive_sum = _positive_sum(scores, excluded, comparison) if comparison.with_sum else scores.new_empty(0)
+        return negative_lse, positive_lse, positive_sum
 
     @staticmethod
     def backward(ctx: Any, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -91,28 +94,28 @@ class _Statistics(torch.autograd.Function):
         wanted = of_statistics[: 3 if comparison.with_sum else 2]
         grads = [scores.new_zeros(comparison.num_anchors) if grad is None else grad for grad in wanted]
         if torch.is_grad_enabled():  # a second derivative is wanted: that of the definition
-            return None, *_gradients_of_the_definition(blocks, comparison, grads)
+            return None, None, None, *_gradients_of_the_definition(blocks, comparison, grads)
         A, G = comparison.num_anchors, comparison.num_grads
         with full_precision(rows.device.type):
-            g = (probabilities * torch.stack(grads[:2])[:, None]).sum(0)  # (R, A), as the scores
+            g = torch.addcmul(probabilities[0] * grads[0], probabilities[1], grads[1])  # (R, A), as the scores
             if comparison.with_sum:
                 g += ~excluded[1] * grads[2]
             h = pad(g, (0, G - A))
             h[:A].add_(g[:G].T)
-            products = g.mul_(scores)
-            along = products.sum(1)[:G]
-            along[:A].add_(products.sum(0))
+            along = (h[:, :A] * scores).sum(0)
+            if G > A:
+                along = torch.cat([along, (h[:A, A:] * scores[A:G].T).sum(0)])
             h.diagonal().sub_(along, alpha=1 / comparison.scale)
             gradient = h.div_(norms[:G].T / comparison.scale).T @ rows
         ends = list(accumulate(len(block) for block in blocks))
         of_blocks = gradient.tensor_split(ends[:-1])
-        return None, *(found if end <= G else None for found, end in zip(of_blocks, ends, strict=True))
+        return None, None, None, *(found if end <= G else None for found, end in zip(of_blocks, ends, strict=True))
 
 
 def _gradients_of_the_definition(
     blocks: list[Tensor], comparison: Comparison, grads: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    outputs = statistics(unit_rows(torch.cat(blocks), comparison.labels < 0), comparison)
+    outputs = statistics(unit_rows(torch.cat(blocks), comparison.labels >= 0), comparison)
     leaves = [block for block in blocks if block.requires_grad]
     found = iter(torch.autograd.grad(outputs[: len(grads)], leaves, grads, create_graph=True))
     return tuple(next(found) if block.requires_grad else None for block in blocks)

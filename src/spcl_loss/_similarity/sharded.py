@@ -42,9 +42,9 @@ def statistics_of_all_ranks(rows: Tensor, comparison: Comparison, impl: str, ran
         product_dtype=comparison.product_dtype,
     )
     with torch.no_grad():
-        rows = unit_rows(rows[part.order], comparison.labels < 0)
+        rows = unit_rows(rows[part.order], comparison.labels >= 0)
     outputs: Statistics = _StatisticsOfAllRanks.apply(  # type: ignore[no-untyped-call]
-        unit_rows(own_rows, own_labels < 0), rows, comparison, part, ranks, impl
+        unit_rows(own_rows, own_labels >= 0), rows, comparison, part, ranks, impl
     )
     return outputs
 
