@@ -174,11 +174,11 @@ def checked_labels(
     check_integers(name, labels)
     check_device(name, labels, "embeddings", device)
     labels = labels.long()  # before the comparison, since -100 as a uint8 is the class 156
-    ignored = labels == ignore_index
     upper = "" if num_classes is None else f" below {num_classes}"
     message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
-    _check_range(labels, num_classes, ignored, message)
-    return labels.masked_fill(ignored, -1)
+    _check_range(labels, num_classes, ignore_index, message)
+    # All other labels are at least 0: for a negative `ignore_index` one call does.
+    return labels.clamp_min(-1) if ignore_index < 0 else labels.masked_fill(labels == ignore_index, -1)
 
 
 def check_indices(indices: Tensor, rows: int, size: int) -> None:
@@ -189,8 +189,8 @@ def check_indices(indices: Tensor, rows: int, size: int) -> None:
     _check_range(indices.long(), size, None, message)
 
 
-def _check_range(numbers: Tensor, below: int | None, ignored: Tensor | None, message: str) -> None:
-    """Integers of [0, below), where they are not ignored."""
+def _check_range(numbers: Tensor, below: int | None, ignored: int | None, message: str) -> None:
+    """Integers of [0, below), or the one that is ignored."""
     readable = _readable(numbers)
     if readable and numbers.numel() > 0:  # the usual case, by one operator
         smallest, largest = (int(bound) for bound in numbers.aminmax())
@@ -200,7 +200,7 @@ def _check_range(numbers: Tensor, below: int | None, ignored: Tensor | None, mes
     if below is not None:
         valid &= numbers < below
     if ignored is not None:
-        valid |= ignored
+        valid |= numbers == ignored
     if not readable:
         _assert_later(valid.all(), message)
     elif not bool(valid.all()):

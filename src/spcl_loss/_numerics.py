@@ -125,6 +125,11 @@ def _full_precision_matmul(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
 
 
+def scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """``factor * left @ right`` in one call. Has no gradient of its own."""
+    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=factor)  # beta 0: the first tensor is not read
+
+
 def widening_product(left: Tensor, right: Tensor) -> Tensor:
     """Left @ right, summed and given in float32 unless the operands are float64. Has no gradient of its own."""
     if left.dtype in (torch.float32, torch.float64):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spcl_loss._numerics import full_precision, matmul, normalised, unit_rows
+from spcl_loss._numerics import full_precision, matmul, normalised, scaled_product, unit_rows
 from spcl_loss._similarity.comparison import Comparison, Statistics
 
 # Stands for the logarithm of an empty sum. Finite, so that no gradient meets inf - inf; far below any score.
@@ -73,7 +73,7 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, comparison: Comparison, kept: Tensor, excluded: Tensor, *blocks: Tensor) -> Statistics:
         rows, norms = normalised(torch.cat(blocks), kept)
-        scores = (rows @ rows[: comparison.num_anchors].T).mul_(comparison.scale)
+        scores = scaled_product(rows, rows[: comparison.num_anchors].T, comparison.scale)
         candidates = _candidates(scores, excluded, comparison)
         # The backward pass needs the softmax too. log p = score - lse holds for the greatest score. On a CPU softmax is
         # much faster than logsumexp, whose exp is slow where it underflows.
@@ -106,7 +106,7 @@ class _Statistics(torch.autograd.Function):
             if G > A:
                 along = torch.cat([along, (h[:A, A:] * scores[A:G].T).sum(0)])
             h.diagonal().sub_(along, alpha=1 / comparison.scale)
-            gradient = h.div_(norms[:G].T / comparison.scale).T @ rows
+            gradient = scaled_product(h.div_(norms[:G].T).T, rows, comparison.scale)
         ends = list(accumulate(len(block) for block in blocks))
         of_blocks = gradient.tensor_split(ends[:-1])
         return None, None, None, *(found if end <= G else None for found, end in zip(of_blocks, ends, strict=True))
