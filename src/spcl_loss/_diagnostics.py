@@ -20,12 +20,12 @@ def diagnose(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[st
 
 
 def _of_losses(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
-    losses, skipped, labels, num_positives = losses_of_anchors(batch, options)
+    losses, counts, labels, num_positives = losses_of_anchors(batch, options)
     anchors = labels[: losses.shape[0]]
     if options.contrast == "all":
         losses = losses - num_positives.clamp_min(1).log()
-    counted = (~skipped).to(losses.dtype)
-    sums, sizes = (_by_class(values, anchors, memory) for values in (losses.masked_fill(skipped, 0), counted))
+    counted = counts.to(losses.dtype)
+    sums, sizes = (_by_class(values, anchors, memory) for values in (losses.masked_fill(~counts, 0), counted))
     return {
         "loss_above_floor": sums.sum() / sizes.sum(),
         "loss_above_floor_by_class": sums / sizes,

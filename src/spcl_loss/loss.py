@@ -141,22 +141,22 @@ def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -
 def loss_of_batch(batch: Batch, options: Options) -> Tensor:
     """The loss of what `checked_batch` returned."""
     with full_precision(batch.embeddings.device.type):
-        losses, skipped, labels, _ = losses_of_anchors(batch, options)
+        losses, counted, labels, _ = losses_of_anchors(batch, options)
         weights = _anchor_weights(losses, labels, batch)
-        return _reduce(losses, skipped, weights, options.reduction)
+        return _reduce(losses, counted, weights, options.reduction)
 
 
 def losses_of_anchors(batch: Batch, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(A,) losses, (A,) which of them do not count, (R,) labels of all candidates, (A,) numbers of positives."""
+    """(A,) losses, (A,) which of them count, (R,) labels of all candidates, (A,) numbers of positives."""
     labels = _labels_of_candidates(batch)
     comparison, balanced = _comparison(batch, labels, options), options.contrast == "class_balanced"
     dtype = computed_dtype(batch.embeddings)
     blocks = (rows.to(dtype) for rows in (batch.embeddings, batch.prototypes, batch.candidates) if rows is not None)
     statistics, num_positives = compare(tuple(blocks), comparison, balanced, options.impl, batch.ranks)
-    losses, skipped = _anchor_losses(statistics, num_positives, labels, options)
+    losses, counted = _anchor_losses(statistics, num_positives, labels, options)
     if options.easy_threshold is not None:
-        skipped = skipped | (losses <= options.easy_threshold)  # a NaN is not skipped
-    return losses, skipped, labels, num_positives
+        counted = counted & ~(losses <= options.easy_threshold)  # a NaN counts
+    return losses, counted, labels, num_positives
 
 
 def _labels_of_candidates(batch: Batch) -> Tensor:
@@ -196,21 +196,21 @@ def _comparison(batch: Batch, labels: Tensor, options: Options) -> Comparison:
 def _anchor_losses(
     statistics: Statistics, num_positives: Tensor, labels: Tensor, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each anchor (A,), and which do not count (A,): without a positive or, if needed, without a negative."""
+    """Loss of each anchor (A,), and which count (A,): those with a positive and, if needed, with a negative."""
     negative_lse, positive_lse, positive_sum = statistics
-    skipped, divisor = num_positives < 1, num_positives.clamp_min(1)
+    counted, divisor = num_positives >= 1, num_positives.clamp_min(1)
     inside, kind = options.positives == "inside", options.contrast
     if kind == "all" and inside:
         # Not as the difference of two terms, whose gradients +1 and -1 would round away the small gradient of the sum.
-        return _log_excess(negative_lse, positive_lse) + divisor.log(), skipped
+        return _log_excess(negative_lse, positive_lse) + divisor.log(), counted
     positive_mean = positive_lse - divisor.log()
     numerator = positive_mean if inside else positive_sum / divisor
     if kind == "negatives":
         num_candidates = (labels >= 0).sum()
-        return negative_lse - numerator, skipped | (num_positives + 1 >= num_candidates)
+        return negative_lse - numerator, counted & (num_positives + 1 < num_candidates)
     positive_part = positive_mean if kind == "class_balanced" else positive_lse
     excess = _log_excess(negative_lse, positive_part)
-    return excess if inside else excess + (positive_part - numerator), skipped
+    return excess if inside else excess + (positive_part - numerator), counted
 
 
 def _log_excess(negative: Tensor, positive: Tensor) -> Tensor:
@@ -235,8 +235,9 @@ def _anchor_weights(losses: Tensor, labels: Tensor, batch: Batch) -> Tensor | No
     return weights
 
 
-def _reduce(losses: Tensor, skipped: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    counted = ~skipped if weights is None else weights.masked_fill(skipped, 0)
+def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    if weights is not None:
+        counted = weights.masked_fill(~counted, 0)
     weighted = losses * counted  # a product: the NaN of a row that is not finite passes on, if its anchor counts or not
     if reduction == "none":
         return weighted
