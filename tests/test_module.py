@@ -576,6 +576,7 @@ def test_an_option_is_checked_when_it_is_next_used(name, value):
 
 def test_a_scheduled_temperature_compiles_twice():
     """The second value makes it an input of the graph."""
+    torch._dynamo.reset()
     criterion, graphs = module(), []
 
     def backend(graph, inputs):
