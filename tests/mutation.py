@@ -200,6 +200,8 @@ class Program:
     """The library as it runs. Its functions get other code."""
 
     def __init__(self) -> None:
+        if Path(sys.modules["spcl_loss"].__file__).parent != SOURCE:
+            raise RuntimeError(f"the tests must import {SOURCE}; they imported {sys.modules['spcl_loss'].__file__}")
         self.functions = defaultdict(list)
         for function in gc.get_objects():
             if type(function) is types.FunctionType and function.__code__.co_filename.startswith(str(SOURCE)):

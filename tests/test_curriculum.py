@@ -524,3 +524,11 @@ def test_observations_do_not_pile_up(monkeypatch):
     for _ in range(10):
         observe_all(one)
         assert len(one._observed) < 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_are_copied(dtype):
+    scores = torch.rand(20, dtype=dtype)
+    one, before = DifficultyCurriculumSampler(scores, num_epochs=2), scores.clone()
+    scores.zero_()
+    assert one.difficulty.equal(before)

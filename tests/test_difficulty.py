@@ -271,6 +271,7 @@ BAD_DIFFICULTY = [
     (TypeError, "bool.*int64", {"center_mask": torch.ones(2, dtype=torch.long)}),
     (ValueError, "center_mask must.*meta", {"center_mask": torch.ones(2, dtype=torch.bool, device="meta")}),
     (ValueError, "class means.*centers", {"leave_one_out": True}),
+    (TypeError, "leave_one_out must be True or False; received 0", {"leave_one_out": 0}),
 ]
 
 

@@ -408,6 +408,7 @@ BAD_INPUT = {
     "labels on another device": (ValueError, "cpu", "meta", {"labels": Y.to("meta")}),
     "mask of another length": (ValueError, "(2,)", "(3,)", {"prototype_mask": torch.ones(3, dtype=torch.bool)}),
     "mask of integers": (TypeError, "bool", "int64", {"prototype_mask": torch.ones(2, dtype=torch.int64)}),
+    "class weights of integers": (TypeError, "class_weights must be a floating", "int64", {"class_weights": Y[:2]}),
     "class weights of another length": (ValueError, "(3, 3)", "(2, 3)", {"class_weights": torch.ones(3)}),
     "sample weight of another length": (ValueError, "(4,)", "(2,)", {"sample_weight": torch.ones(2)}),
     "temperature zero": (ValueError, "above 1e-06", "0", {"temperature": 0.0}),

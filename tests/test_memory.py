@@ -471,6 +471,12 @@ BAD_CONSTRUCTION = {
     "dtype by name": (TypeError, "dtype", "str", {"dtype": "float32"}),
     "negative seed": (ValueError, "seed", "-1", {"seed": -1}),
     "seed beyond int64": (ValueError, "below 9223372036854775808", "9223372036854775809", {"seed": 2**63 + 1}),
+    "ignore_index below int64": (
+        ValueError,
+        "at least -9223372036854775808",
+        "-9223372036854775809",
+        {"ignore_index": -(2**63) - 1},
+    ),
     "ignore_index beyond int64": (
         ValueError,
         "below 9223372036854775808",

@@ -38,3 +38,12 @@ def test_meta_tensors_know_no_autocast():
     with _numerics.full_precision("meta"):
         pass
     assert _numerics.matmul(torch.ones(2, 3, device="meta"), torch.ones(3, 4, device="meta")).shape == (2, 4)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
+def test_each_operand_of_a_product_gets_its_gradient_where_it_is_wanted(wanted):
+    left, right = (torch.randn(shape).requires_grad_(w) for shape, w in zip([(2, 3), (3, 4)], wanted, strict=True))
+    _numerics.matmul(left, right).sum().backward()
+    expected = torch.ones(2, 4) @ right.detach().T, left.detach().T @ torch.ones(2, 4)
+    for operand, w, gradient in zip((left, right), wanted, expected, strict=True):
+        assert (operand.grad is None) if not w else torch.allclose(operand.grad, gradient)
