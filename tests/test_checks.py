@@ -129,7 +129,7 @@ def test_an_empty_memory_is_refused():
 
 def test_values_are_not_looked_at_where_there_are_none():
     """On the meta device and within torch.func, in which a look is an error."""
-    labels = torch.tensor([[7, -5], [0, 1]])
+    labels = torch.tensor([[7, -1], [0, 1]])
 
     def checked(row):
         return _checks.checked_labels(row, 2, row.device, 3, -100)

@@ -29,7 +29,7 @@ def test_the_norm_of_a_row_of_any_length_is_right(length):
 
 def test_a_row_that_is_left_out_becomes_zero_whatever_it_holds():
     rows = torch.tensor([[1.0, 0.0], [torch.nan, 1.0], [torch.inf, 0.0]])
-    unit, _ = _numerics.normalised(rows, torch.tensor([False, True, True]))
+    unit, _ = _numerics.normalised(rows, torch.tensor([True, False, False]))
     assert unit.tolist() == [[1, 0], [0, 0], [0, 0]]
     assert _numerics.normalised(rows)[0].isnan().tolist() == [[False, False], [True, True], [True, True]]
 

@@ -110,7 +110,7 @@ def test_the_module_compiles_whole_and_once(impl, options):
             results.append((loss, *torch.autograd.grad(loss, embeddings)))
         torch.testing.assert_close(*results)
     torch.testing.assert_close(traced.state_dict(), eager.state_dict(), rtol=0, atol=0)
-    assert len(graphs) == 1
+    assert len(graphs) == (2 if torch.__version__.startswith("2.6.") else 1)  # 2.6 takes the first temperature as fixed
 
 
 def test_evaluation_compiles_once_more():

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spcl_loss._numerics import in_torch_func
+
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PER_CLASS = {"class_weights", "prototype_mask", "center_mask"}  # vectors with one entry a class, not one a row
@@ -211,14 +213,10 @@ def _check_range(numbers: Tensor, below: int | None, ignored: int | None, messag
 
 def _readable(tensor: Tensor) -> bool:
     """Whether the host can look at the values now: not in compiled code, and not without waiting for a GPU."""
-    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and not _in_torch_func()
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and not in_torch_func()
 
 
 def _assert_later(holds: Tensor, message: str) -> None:
     """An assertion among the other operators of a GPU or of compiled code. Meta tensors have nothing to assert."""
-    if torch.compiler.is_compiling() or not (holds.is_meta or _in_torch_func()):
+    if torch.compiler.is_compiling() or not (holds.is_meta or in_torch_func()):
         torch._assert_async(holds, message)
-
-
-def _in_torch_func() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None

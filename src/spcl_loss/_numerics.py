@@ -19,6 +19,11 @@ PLAIN_SCALE = 40.0
 HALF_MAGNITUDE = 256.0
 
 
+def in_torch_func() -> bool:
+    """Whether a transform of `torch.func` (grad, vmap) calls this."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
 def computed_dtype(embeddings: Tensor) -> torch.dtype:
     """The dtype of everything that is computed from the embeddings, the loss included."""
     return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
@@ -47,9 +52,11 @@ def normalised(rows: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor
     pass a NaN on to the other rows.
     """
     if kept is not None:
-        # By their bits, which removes a NaN too: masked_fill of whole rows takes twice as long on a CPU.
-        integer = torch.int64 if rows.dtype == torch.float64 else torch.int32
-        rows = (rows.view(integer) * kept[:, None]).view(rows.dtype)
+        if in_torch_func():  # PyTorch 2.6 cannot view the rows of a vmap as integers
+            rows = rows.masked_fill(~kept[:, None], 0)
+        else:  # by their bits, which removes a NaN too: masked_fill of whole rows takes twice as long on a CPU
+            integer = torch.int64 if rows.dtype == torch.float64 else torch.int32
+            rows = (rows.view(integer) * kept[:, None]).view(rows.dtype)
     # Dividing by the largest entry first keeps the sum of squares from overflowing or vanishing.
     largest = torch.threshold(rows.abs().amax(-1, keepdim=True), 0, 1)  # 1 instead of 0
     scaled = rows / largest

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spcl_loss._distributed import Ranks
-from spcl_loss._numerics import PLAIN_SCALE, unit_rows
+from spcl_loss._numerics import PLAIN_SCALE, in_torch_func, unit_rows
 from spcl_loss._similarity import dense
 from spcl_loss._similarity.comparison import Comparison, Statistics
 from spcl_loss._similarity.operator import similarity_statistics, uses_dense
@@ -42,7 +42,7 @@ def compare(
     comparison, class_sizes = _with_places(comparison, kept, blocks[0].dtype if balanced else None)
     if is_dense:
         return dense.statistics_of(blocks, comparison)
-    if torch._C._functorch.maybe_current_level() is not None:
+    if in_torch_func():
         raise NotImplementedError(
             f'torch.func transforms need the dense backend; received impl={impl!r}. Pass impl="dense" or "auto"'
         )

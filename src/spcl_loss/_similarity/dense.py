@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spcl_loss._numerics import full_precision, matmul, normalised, scaled_product, unit_rows
+from spcl_loss._numerics import full_precision, in_torch_func, matmul, normalised, scaled_product, unit_rows
 from spcl_loss._similarity.comparison import Comparison, Statistics
 
 # Stands for the logarithm of an empty sum. Finite, so that no gradient meets inf - inf; far below any score.
@@ -30,7 +30,7 @@ def statistics_of(blocks: tuple[Tensor, ...], comparison: Comparison) -> tuple[S
     """See `spcl_loss._similarity.compare`. In eager code the first derivative costs one product."""
     kept, excluded = comparison.labels >= 0, _excluded(comparison)
     num_positives = (~excluded[1]).sum(0, dtype=blocks[0].dtype) * kept[: comparison.num_anchors]
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+    if torch.compiler.is_compiling() or in_torch_func():
         return _of_unit_rows(unit_rows(torch.cat(blocks), kept), comparison, excluded), num_positives
     outputs: Statistics = _Statistics.apply(comparison, kept, excluded, *blocks)  # type: ignore[no-untyped-call]
     return outputs, num_positives

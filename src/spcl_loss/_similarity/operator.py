@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spcl_loss._numerics import full_precision
+from spcl_loss._numerics import full_precision, in_torch_func
 from spcl_loss._similarity import strips
 from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import config
@@ -45,7 +45,7 @@ def uses_dense(impl: str, comparison: Comparison) -> bool:
     """Whether the dense definition is taken: for few rows, and under torch.func's transforms."""
     if impl != "auto":
         return impl == "dense"
-    if torch._C._functorch.maybe_current_level() is not None:
+    if in_torch_func():
         return True
     return comparison.labels.shape[0] <= _DENSE_ROWS and not _prefers_kernels(comparison)
 
