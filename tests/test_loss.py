@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from spcl_loss import METHODS, loss
+from spcl_loss import METHODS
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+from spcl_loss._similarity import _with_places
+from spcl_loss._similarity.comparison import Comparison
 from support import oracle
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -488,6 +490,7 @@ def test_an_anchor_whose_class_is_all_that_takes_part_has_no_negative():
 
 def test_places_and_class_sizes_have_32_bits():
     """Kernels compare such in one instruction."""
-    places, sizes = loss._places_and_class_sizes(torch.tensor([7, -1, 10**12, 7]))
-    assert places.dtype == sizes.dtype == torch.int32
-    assert (places.tolist(), sizes.tolist()) == ([1, 0, 3, 1], [2, 1, 1, 2])
+    labels = torch.tensor([7, -1, 10**12, 7])
+    comparison, sizes = _with_places(Comparison(labels, None, 1.0, 4, 4, False, torch.float32), labels >= 0, None)
+    assert comparison.labels.dtype == sizes.dtype == torch.int32
+    assert (comparison.labels.tolist(), sizes.tolist()) == ([1, -1, 3, 1], [2, 1, 1, 2])

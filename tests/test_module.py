@@ -131,6 +131,20 @@ class TestForward:
         expected = oracle.value_and_gradients(criterion, embeddings, labels)[1]
         torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:torch.searchsorted")  # of vmap
+    def test_an_ensemble_steps_under_vmap(self):
+        criterion, (embeddings, labels) = trained(), batch(9)
+        stack = torch.stack([embeddings.detach(), embeddings.detach() + 1])
+        buffers = {name: torch.stack([buffer, buffer]) for name, buffer in criterion.named_buffers()}
+        losses = torch.func.vmap(lambda own, rows: torch.func.functional_call(criterion, own, (rows, labels)))(
+            buffers, stack
+        )
+        for i in range(2):
+            member = copy.deepcopy(criterion)
+            torch.testing.assert_close(losses[i], member(stack[i].requires_grad_(), labels).detach())
+            assert torch.equal(buffers["memory.cursors"][i], member.memory.cursors)
+            assert torch.equal(buffers["memory.queue"][i], member.memory.queue)
+
     def test_update_memory_overrides_the_mode(self):
         criterion, (embeddings, labels) = trained(), batch(9)
         before = copy.deepcopy(criterion)
@@ -515,19 +529,10 @@ def test_other_attributes_are_left_to_their_owners():
     criterion = module()
     criterion.id, criterion.qconfig, criterion.projection = 3, None, torch.nn.Linear(D, D)
     criterion._hf_hook = criterion.forward = criterion.forward
+    criterion.contrastive = criterion.positions = None  # names that a subclass may well have
     criterion.base_temperature, criterion.temperature_end, criterion.class_weights_source = 0.07, 0.02, "counts"
     assert (criterion.id, criterion.qconfig) == (3, None)
     assert set(dict(criterion.named_parameters())) == {"projection.weight", "projection.bias"}
-
-
-def test_a_subclass_has_names_of_its_own():
-    class Longer(SupervisedPrototypicalContrastiveLoss):
-        pass
-
-    criterion = Longer(C, D)
-    criterion.contrastive = criterion.projection = torch.nn.Linear(D, D)
-    criterion.seed = 3
-    assert criterion(*batch(9)).isfinite()
 
 
 @pytest.mark.parametrize("case", [case for case in BAD_CONSTRUCTION if case.startswith("memory")])

@@ -56,7 +56,8 @@ def _of_rows(batch: Batch, memory: PrototypeMemory) -> dict[str, Tensor]:
 
 def _of_queues(batch: Batch, memory: PrototypeMemory) -> dict[str, Tensor]:
     counts = memory.counts.to(computed_dtype(memory.queue))  # else the quotients have the default dtype
-    steps = memory.cursors.sum() / (batch.labels >= 0).sum().to(counts.dtype)
+    rows = (batch.labels >= 0).sum().to(counts.dtype)
+    steps = memory.cursors.sum() / rows.masked_fill(rows == 0, torch.nan)
     return {"queue_fill": counts / memory.queue_size, "queue_age": counts / memory.cursors * steps}
 
 

@@ -130,13 +130,15 @@ def _called(schedule: Callable[[int], Tensor], epoch: int, size: int) -> NDArray
     given = schedule(epoch)
     try:
         keep = torch.as_tensor(given, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError, RuntimeError):
-        keep = torch.empty(())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"schedule must give a tensor of keep probabilities; received {type(given).__name__} in epoch {epoch}: "
+            f"{error}. Make it return a tensor of shape ({size},)"
+        ) from error
     if keep.shape != (size,):
-        received = f"{type(given).__name__} of shape {tuple(getattr(given, 'shape', ()))}"
         raise ValueError(
             f"schedule must give one keep probability per sample, of shape ({size},), from the easiest to the hardest; "
-            f"received {received} in epoch {epoch}. Make it return a tensor of that shape"
+            f"received {tuple(keep.shape)} in epoch {epoch}. Make it return a tensor of that shape"
         )
     inside = (keep >= 0) & (keep <= 1)
     if not bool(inside.all()):

@@ -21,14 +21,13 @@ class Restorable(nn.Module):
     _settings: ClassVar[tuple[str, ...]] = ()  # the names that users may set
 
     def __setattr__(self, name: str, value: Any) -> None:
-        has_own_names = "_settings" not in type(self).__dict__  # a user's subclass
-        if not (name.startswith("_") or name in self._settings or has_own_names or hasattr(self, name)):
+        if not (name.startswith("_") or name in self._settings or hasattr(self, name)):
             self._check_spelling(name)
         super().__setattr__(name, value)
 
     def _check_spelling(self, name: str) -> None:
         """Raises where a new attribute was surely meant to be a setting. Other names are the user's own business."""
-        near = difflib.get_close_matches(name, self._settings, n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name, self._settings, n=1, cutoff=0.85)
         if near and f"_{near[0]}_" not in f"_{name}_":  # base_temperature is another name
             raise AttributeError(f"{type(self).__name__} has no setting {name}. Did you mean {near[0]}?")
 

@@ -54,7 +54,7 @@ def supervised_prototypical_contrastive_loss(
 
     An anchor without a positive does not count. With ``contrast="negatives"`` an anchor without a negative does not
     count either. If no anchor counts, the loss is zero and can still be differentiated. A NaN or an infinity in a row
-    that counts makes the loss NaN.
+    that is not ignored makes the loss NaN, and with ``reduction="none"`` that of every anchor compared with it.
 
     Args:
         embeddings: (N, D) floating, any strides and any scale: rows are normalised here. The loss of half precision
@@ -236,14 +236,13 @@ def _anchor_weights(losses: Tensor, labels: Tensor, batch: Batch) -> Tensor | No
 
 
 def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    if weights is not None:
-        counted = weights.masked_fill(~counted, 0)
-    weighted = losses * counted  # a product: the NaN of a row that is not finite passes on, if its anchor counts or not
+    factors = counted if weights is None else weights.masked_fill(~counted, 0)
+    weighted = losses * factors  # a product: the NaN of a row that is not finite passes on, counted or not
     if reduction == "none":
         return weighted
     if reduction == "sum":
         return weighted.sum()
-    total = counted.sum()
+    total = factors.sum()
     return weighted.sum() / (total.clamp_min(1) if weights is None else total.masked_fill(total == 0, 1))
 
 

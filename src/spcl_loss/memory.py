@@ -190,7 +190,7 @@ class PrototypeMemory(Restorable):
             # Of the rows of a class that fall on one slot the last one writes, for all of them.
             last = bounds[1:][classes] - 1
             source = last - (last - source) % M
-        starts = self.cursors - bounds[:-1]
+        starts = self.cursors.sub_(bounds[:-1])
         slots = (starts[classes] + source) % M
         new = rows.index_select(0, order.index_select(0, source))
         first = classes[:1], slots[:1]
@@ -198,7 +198,7 @@ class PrototypeMemory(Restorable):
         self.queue.index_put_((classes, slots), new)
         # If none enters, all classes are -1, which indexes the last class, and one slot gets back what it held.
         self.queue.index_put_(first, torch.where(bounds[0] == N, old, new[:1]))
-        torch.add(starts, bounds[1:], out=self.cursors)
+        self.cursors.add_(bounds[1:])
 
     @torch.no_grad()
     def prototypes(self, *, advance: bool = True) -> tuple[Tensor, Tensor]:
