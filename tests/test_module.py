@@ -562,7 +562,7 @@ def test_a_compiled_graph_asserts_that_labels_are_classes(label, training):
     labels[0] = -100
     assert compiled(embeddings, labels).isfinite()
     labels[0] = label
-    with pytest.raises(RuntimeError, match=f"classes from 0 on below {C}"):
+    with pytest.raises(RuntimeError, match="classes from 0 on"):
         compiled(embeddings, labels)
 
 

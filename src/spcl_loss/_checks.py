@@ -176,8 +176,11 @@ def checked_labels(
     check_integers(name, labels)
     check_device(name, labels, "embeddings", device)
     labels = labels.long()  # before the comparison, since -100 as a uint8 is the class 156
-    upper = "" if num_classes is None else f" below {num_classes}"
-    message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
+    if torch.compiler.is_compiling():  # numbers may be symbols there, which no text can hold
+        message = f"{name} must be classes from 0 on, below the number of classes, or ignore_index"
+    else:
+        upper = "" if num_classes is None else f" below {num_classes}"
+        message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
     _check_range(labels, num_classes, ignore_index, message)
     # All other labels are at least 0: for a negative `ignore_index` one call does.
     return labels.clamp_min(-1) if ignore_index < 0 else labels.masked_fill(labels == ignore_index, -1)
