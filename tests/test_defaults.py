@@ -5,6 +5,7 @@ of torch, ours are built on the default device: here before it is set.
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 
@@ -21,6 +22,8 @@ LABELS = (INDICES % 3).masked_fill(INDICES == 5, -100)
 MASK = torch.tensor([True, True, True, False])
 BLOCKS = [(INDICES[rows], ROWS[rows], LABELS[rows]) for rows in (slice(0, 10), slice(10, 24))]
 TRITON = importlib.util.find_spec("triton") is not None
+if TRITON:  # PyTorch's CUDA builds bring one that may be too old for the kernels
+    TRITON = tuple(map(int, importlib.metadata.version("triton").split(".")[:2])) >= (3, 6)
 
 
 def a_memory():
