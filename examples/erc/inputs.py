@@ -95,8 +95,8 @@ class Prompts:
     """The SPCL authors' inputs, one for each turn, tokenised once.
 
     `[CLS] speaker:text [SEP] ... For utterance: speaker:text [SEP] speaker feels [MASK] [SEP]`: up to `context_turns`
-    before, the turn itself, then the question. Text and truncation are those of the authors' code: the oldest turns are
-    left out until the rest is estimated to fit, and an input that is still too long loses its beginning.
+    before, the turn itself, then the question. Text and truncation are those of the authors' code. The oldest turns are
+    left out until the rest is estimated to fit. An input that is still too long loses its beginning.
     """
 
     def __init__(self, dialogues: Sequence[Dialogue], tokenizer: Any, *, context_turns: int, max_length: int) -> None:

@@ -42,9 +42,8 @@ class Options(NamedTuple):
 
     def check(self) -> None:
         """Raises where an option has a value that it cannot have."""
-        check_number(
-            "temperature", self.temperature, minimum=1e-6
-        )  # a float32 score has no digit after its point there
+        # At the minimum a float32 score has no digit after its point.
+        check_number("temperature", self.temperature, minimum=1e-6)
         if self.easy_threshold is not None:
             check_number("easy_threshold", self.easy_threshold)
         check_size("ignore_index", self.ignore_index, -(2**63), 2**63)

@@ -61,6 +61,7 @@ def _with_places(comparison: Comparison, kept: Tensor, weights_dtype: torch.dtyp
 
     The new labels are places among the sorted ones: kernels compare 32 bits in one instruction.
     """
+    # Built anew here and below: compiled code of PyTorch 2.6 knows no `_replace`.
     labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype = comparison
     ordered = labels.sort().values
     places = torch.searchsorted(ordered, labels, out_int32=True)
