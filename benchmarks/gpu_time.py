@@ -47,7 +47,8 @@ def time_rows(dtype: torch.dtype, impl: str, device: torch.device, plan: Row, de
             "dense, eager": dense_loss,
             "dense, compiled": compiled(dense_loss),
         }
-        steps = {"eager": criterion, "compiled": compiled(criterion), "CUDA graph": criterion}
+        steps = {"eager": criterion, "compiled": compiled(criterion)}
+        steps |= {f"{how}, CUDA graph": step for how, step in steps.items()}
         for N in plan["sizes"]:
             shape = {"N": N, "D": D, **about}
             if time.time() > deadline:
@@ -133,31 +134,32 @@ def whole_step(
     plan: Row,
 ) -> Row:
     """Draw, loss, gradient and the memory's update together: time, and the kernels and copies that they start."""
-    if how == "CUDA graph" and device.type != "cuda":
+    captured = how.endswith("CUDA graph")
+    if captured and device.type != "cuda":
         return {"skipped": "needs a GPU"}
 
     def both() -> tuple[Tensor, Tensor]:
         value = step(embeddings, labels)
         return value.detach(), torch.autograd.grad(value, embeddings)[0]
 
-    run = graph(both, criterion) if how == "CUDA graph" else both
+    run = graph(both, criterion) if captured else both
     times = interleaved({"step": run}, plan["seconds"], plan["least"], device)["step"]
     return {"both ms": 1e3 * statistics.median(times), "launches": launches(run, device)}
 
 
-def graph(eager: Callable[[], tuple[Tensor, Tensor]], criterion: torch.nn.Module) -> Callable[[], None]:
-    """The step, captured. Raises where a replay does not give what the eager step gives from the same state."""
+def graph(step: Callable[[], tuple[Tensor, Tensor]], criterion: torch.nn.Module) -> Callable[[], None]:
+    """The step, captured. Raises where a replay does not give what the step itself gives from the same state."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            eager()
+            step()
     torch.cuda.current_stream().wait_stream(side)
     recorded = torch.cuda.CUDAGraph()
     with torch.cuda.graph(recorded):
-        captured = eager()
+        captured = step()
     state = {name: tensor.clone() for name, tensor in criterion.state_dict().items()}
-    expected = [tensor.clone() for tensor in eager()]
+    expected = [tensor.clone() for tensor in step()]
     criterion.load_state_dict(state)
     recorded.replay()
     for found, wanted in zip(captured, expected, strict=True):

@@ -131,7 +131,7 @@ def test_every_contestant_is_timed(monkeypatch, tmp_path):
     for how in ("eager", "compiled"):
         step = rows[f"ours with memory, {how}"]
         assert step["both ms"] > 0 and step["launches"] > 0
-    assert rows["ours with memory, CUDA graph"]["skipped"] == "needs a GPU"
+        assert rows[f"ours with memory, {how}, CUDA graph"]["skipped"] == "needs a GPU"
     assert "no such GPU" in rows["siglip-kernel, sigmoid"]["skipped"]  # its fault loses its own row only
 
 
