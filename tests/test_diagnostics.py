@@ -118,6 +118,12 @@ def test_an_empty_memory_and_an_empty_batch_give_nan():
     assert found["queue_age"].isnan().all()
 
 
+@pytest.mark.parametrize(("labels", "name"), [([0, 0, 0], "cosine_between"), ([0, 1, 2], "cosine_within")])
+def test_a_mean_over_no_pair_is_nan(labels, name):
+    for _ in range(20):  # what the sum of no cosines rounds to is zero by chance
+        assert module().diagnostics(torch.randn(3, D, dtype=torch.float64), torch.tensor(labels))[name].isnan()
+
+
 def test_the_age_counts_the_steps_since_the_queues_were_emptied():
     criterion = module().train()
     embeddings, labels = torch.randn(6, D, dtype=torch.float64), torch.arange(6) % C

@@ -343,6 +343,13 @@ class TestState:
             criterion.load_state_dict(trained().state_dict())
         assert criterion(*batch(9)).isnan()
 
+    def test_class_weights_are_a_copy(self):
+        weights = torch.nn.Parameter(torch.ones(C))
+        criterion = module(class_weights=weights)
+        criterion.class_weights.fill_(2)
+        assert weights.tolist() == [1] * C
+        assert not criterion.class_weights.requires_grad
+
     def test_class_weights_are_saved(self):
         criterion = trained(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]))
         other = module(class_weights=torch.ones(C))

@@ -40,9 +40,11 @@ def _of_rows(batch: Batch, memory: PrototypeMemory) -> dict[str, Tensor]:
     # The sum of the cosines of all pairs is the squared length of the sum of the rows; a row and itself is no pair.
     within, pairs_within = sums.square().sum() - rows.square().sum(), (sizes * (sizes - 1)).sum()
     everything, pairs = rows.sum(0).square().sum() - rows.square().sum(), sizes.sum() * (sizes.sum() - 1)
+    pairs_between = pairs - pairs_within
+    # Without a pair the sum is a rounding error, not zero.
     result = {
-        "cosine_within": within / pairs_within,
-        "cosine_between": (everything - within) / (pairs - pairs_within),
+        "cosine_within": within / pairs_within.masked_fill(pairs_within == 0, torch.nan),
+        "cosine_between": (everything - within) / pairs_between.masked_fill(pairs_between == 0, torch.nan),
     }
     if batch.prototypes is not None:
         absent = sizes == 0

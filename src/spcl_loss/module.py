@@ -129,7 +129,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         self._options().check()
         if class_weights is not None:
             check_floating("class_weights", class_weights, (num_classes,))
-        self.register_buffer("class_weights", class_weights)
+        self.register_buffer("class_weights", None if class_weights is None else class_weights.detach().clone())
         self._built_on_meta = self._has_meta_buffers()
         self._constructor_weights = None
         if class_weights is not None:  # on the meta device there are no values to keep
