@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,11 @@ from .settings import ANEW, FORMER, HEADS, NAMES, Settings
 
 FORMAT = "spcl-erc 3"  # of checkpoints
 FIGURES = ("curves.png", "confusion.png")  # of the report of a single run
+# The files of a run besides settings.json. A folder may hold files of other programs, so whole names are matched.
+CHECKPOINT, BEST = r"checkpoint-\d{4,}-\d{7,}\.pt", r"best-\d{4,}\.safetensors"
+RESULTS = ("metrics.jsonl", "result.json", "best.safetensors", "reference.safetensors", "predictions.csv", "report.md")
+OWN = "|".join([CHECKPOINT, BEST, *map(re.escape, (*RESULTS, *FIGURES))])
+UNFINISHED = rf"{CHECKPOINT}|{BEST}|partial-\d+-(settings\.json|{OWN})"  # what a finished run does not have
 
 
 class RunFolder:
@@ -61,7 +67,9 @@ class RunFolder:
 
     def open(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:
         """Begins a run in the folder, or continues the one that it holds. InputError where that is not allowed."""
-        if overwrite and not resume:
+        if not self.settings.exists() and (others := self.found(OWN)):
+            raise InputError(f"{others[0]} has the name of a run's file, but no run is there: name another --output")
+        if overwrite:
             self.clear()
         stored = self.stored_settings()
         if stored is None:
@@ -99,7 +107,11 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Its checkpoints, the newest last."""
-        return sorted(self.path.glob("checkpoint-*"))
+        return self.found(CHECKPOINT)
+
+    def found(self, pattern: str) -> list[Path]:
+        """The files whose whole names match."""
+        return sorted(path for path in self.path.glob("*") if re.fullmatch(pattern, path.name))
 
     def best_of(self, epoch: int) -> Path:
         """The file for the weights of an epoch that was the best so far when it ended."""
@@ -107,16 +119,17 @@ class RunFolder:
 
     def drop_checkpoints(self, but: Iterable[Path] = ()) -> None:
         """Removes the files that only an unfinished run needs, except those in `but`."""
-        for pattern in ("checkpoint-*", "best-*", "partial-*"):
-            for path in {*self.path.glob(pattern)} - {*but}:
-                path.unlink()
+        for path in {*self.found(UNFINISHED)} - {*but}:
+            path.unlink()
 
     def clear(self) -> None:
-        """Removes what a run wrote, and nothing else."""
-        self.drop_checkpoints()
-        files = (self.settings, self.metrics, self.result, self.best, self.reference, self.predictions, self.report)
-        for file in (*files, *(self.path / name for name in FIGURES)):
-            file.unlink(missing_ok=True)
+        """Removes what a run of any version wrote, and nothing else. Settings go last: a kill leaves a run to clear."""
+        if not self.settings.exists():
+            return
+        if '"objective"' not in self.settings.read_text(encoding="utf-8", errors="replace"):
+            raise InputError(f"{self.settings} holds no settings of a run: name another --output")
+        for path in (*self.found(rf"{UNFINISHED}|{OWN}"), self.settings):
+            path.unlink()
 
 
 def atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -278,13 +278,56 @@ def test_a_finished_run_is_shown_not_repeated(encoder, finished, tmp_path):
 
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else(encoder, tmp_path):
     own = RunFolder(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    mine = [
+        "best-model.pt", "best-of.safetensors", "checkpoint-500.pt", "notes.txt", "partial-1-notes.txt",
+        "partial-draft.txt", "partial-report.md",
+    ]  # fmt: skip
+    for name in mine:
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    (tmp_path / "checkpoint-600").mkdir()  # as other trainers name theirs
     own.open(erc_tiny.settings(encoder), resume=False, overwrite=False)
+    own.drop_checkpoints()  # as after every checkpoint
+    assert own.checkpoints() == [] and files(tmp_path) == sorted([*mine, "checkpoint-600", "settings.json"])
     for file in (own.result, own.report, own.predictions, *(tmp_path / name for name in FIGURES)):
         file.write_text("{}", encoding="utf-8")
-    (tmp_path / "checkpoint-0001-0000000.pt").write_bytes(b"")
+    for name in ("checkpoint-0001-0000000.pt", "best-0001.safetensors", "partial-12-checkpoint-0001-0000200.pt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "partial-3-report.md").write_bytes(b"")
     own.open(erc_tiny.settings(encoder, seed=1), resume=False, overwrite=True)
-    assert files(tmp_path) == ["notes.txt", "settings.json"]
+    assert files(tmp_path) == sorted([*mine, "checkpoint-600", "settings.json"])
+    assert own.stored_settings().seed == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "name", ["report.md", "curves.png", "best.safetensors", "settings.json", "checkpoint-0001-0000000.pt"]
+)
+def test_a_file_that_a_run_would_replace_is_refused_where_no_run_is(encoder, tmp_path, name, overwrite):
+    (tmp_path / name).write_text('{"colour": "red"}', encoding="utf-8")
+    with pytest.raises(InputError, match=f"{name} .*another"):
+        train.train(erc_tiny.settings(encoder), erc_tiny.corpus(), tmp_path, overwrite=overwrite)
+    assert files(tmp_path) == [name]
+    assert (tmp_path / name).read_text(encoding="utf-8") == '{"colour": "red"}'
+
+
+def test_a_run_of_another_version_is_overwritten_and_a_kill_meanwhile_leaves_a_run(encoder, tmp_path, monkeypatch):
+    own, settings = RunFolder(tmp_path), erc_tiny.settings(encoder)
+    own.settings.write_text(json.dumps({**asdict(settings), "colour": "red"}), encoding="utf-8")
+    for file in (own.result, own.report):
+        file.write_text("{}", encoding="utf-8")
+    left, unlink = iter(range(1)), Path.unlink
+
+    def killed(path, **options):
+        if path.exists() and next(left, None) is None:
+            raise Interruption
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Interruption):
+            own.open(settings, resume=False, overwrite=True)
+    own.open(settings, resume=False, overwrite=True)
+    assert files(tmp_path) == ["settings.json"] and own.stored_settings() == settings
 
 
 def test_what_cannot_be_used_is_refused_before_training(encoder, tmp_path):
