@@ -416,6 +416,14 @@ class TestState:
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert_same_state(criterion, other)
 
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
+    def test_a_copy_of_a_compiled_loss_does_not_run_the_original(self, copied):
+        criterion = trained()
+        criterion.compile(backend="eager")
+        other = copied(criterion)
+        other.temperature = 1.0
+        assert torch.equal(other(*batch(9)), trained(temperature=1.0)(*batch(9)))
+
     @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # of torch 2.6, by its own code
     @pytest.mark.filterwarnings("ignore:torch.distributed is .*uninitialized")  # one process, which is what is meant
     def test_distributed_checkpoints(self, tmp_path):
@@ -539,6 +547,9 @@ def test_other_attributes_are_left_to_their_owners():
     criterion.contrastive = criterion.positions = None  # names that a subclass may well have
     criterion.base_temperature, criterion.temperature_end, criterion.class_weights_source = 0.07, 0.02, "counts"
     assert (criterion.id, criterion.qconfig) == (3, None)
+    criterion.num_classes, criterion.embedding_dim, criterion.seed = C, D, 0  # as a subclass keeps its arguments
+    with pytest.raises(AttributeError, match="num_classes belongs to the memory"):
+        criterion.num_classes = C + 1
     assert set(dict(criterion.named_parameters())) == {"projection.weight", "projection.bias"}
 
 
@@ -552,6 +563,8 @@ def test_a_memory_that_does_not_fit_cannot_be_set(case):
     assert expected in str(caught.value)
     assert received in str(caught.value)
     assert_same_state(criterion, before)
+    with pytest.raises(TypeError, match=r"NoneType.*Build one with PrototypeMemory\(4, 6\)"):
+        criterion.memory = None
     criterion.memory = PrototypeMemory(C, D)
     assert criterion.memory.counts.tolist() == [0] * C
 

@@ -81,6 +81,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Options of the loss by method: "spcl", "spdcl", "supcon", "bcl", "eacl" (its contrastive term).
 
 Pass them on, as in ``SupervisedPrototypicalContrastiveLoss(7, 768, **METHODS["spdcl"])``; the function takes them too.
+They cannot be changed: ``dict(METHODS["spdcl"])`` is a copy that can, and that can be pickled.
 The options do not choose the prototypes. SPCL and SPDCL draw them from a memory, as the module does. BCL and EACL learn
 them: pass `prototypes` in each call. SupCon has none: use the function, since the module would add its own. Sources:
 Song et al. 2022 (SPCL, SPDCL), Khosla et al. 2020, Zhu et al. 2022, Yu et al. 2024.

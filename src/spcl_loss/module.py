@@ -295,30 +295,30 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         return Options(*(getattr(self, name) for name in Options._fields))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "memory" and "memory" in self._modules:
-            _check_memory(value, self.memory.num_classes, self.memory.embedding_dim, self.ignore_index)
-        super().__setattr__(name, value)
-
-    def _check_spelling(self, name: str) -> None:
-        if name in _OF_THE_MEMORY:
+        memory = self.__dict__.get("_modules", {}).get("memory")
+        if name == "memory" and memory is not None:
+            _check_memory(value, memory.num_classes, memory.embedding_dim, memory.ignore_index)
+        # A subclass may keep the number that it has passed on.
+        if name in _OF_THE_MEMORY and memory is not None and value != getattr(memory, _OF_THE_MEMORY[name]):
             remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
             raise AttributeError(f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}")
-        super()._check_spelling(name)
+        super().__setattr__(name, value)
 
     def __copy__(self) -> SupervisedPrototypicalContrastiveLoss:
         copied = self.__class__.__new__(self.__class__)
-        copied.__dict__.update(self.__dict__)
+        # Without compiled code, which would run the original.
+        copied.__dict__.update(super().__getstate__())  # type: ignore[no-untyped-call]
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SupervisedPrototypicalContrastiveLoss:
         memo[id(self.process_group)] = self.process_group  # a live handle: the copy uses the same group
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        copied = memo[id(self)] = copy.copy(self)
+        copied.__dict__.update(copy.deepcopy(copied.__dict__, memo))
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"process_group": None, "_had_process_group": self.process_group is not None}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"process_group": None, "_had_process_group": self.process_group is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state.pop("_had_process_group", False):
@@ -330,12 +330,17 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
 
-_OF_THE_MEMORY = ("num_classes", "embedding_dim", "queue_size", "support_size", "seed")
+# The memory's own name of each. The buffer `seed` may be on a GPU or without a value.
+_OF_THE_MEMORY = {name: name for name in ("num_classes", "embedding_dim", "queue_size", "support_size")}
+_OF_THE_MEMORY["seed"] = "_constructor_seed"
 
 
 def _check_memory(memory: PrototypeMemory, num_classes: int, embedding_dim: int, ignore_index: int) -> None:
     if not isinstance(memory, PrototypeMemory):
-        raise TypeError(f"memory must be a PrototypeMemory; received {type(memory).__name__}. Pass None for a new one")
+        raise TypeError(
+            f"memory must be a PrototypeMemory; received {type(memory).__name__}. "
+            f"Build one with PrototypeMemory({num_classes}, {embedding_dim})"
+        )
     if (memory.num_classes, memory.embedding_dim) != (num_classes, embedding_dim):
         raise ValueError(
             f"memory must hold num_classes={num_classes} and embedding_dim={embedding_dim}; received one of "
