@@ -410,8 +410,54 @@ class TestResume:
 def test_a_setting_is_checked_when_the_next_epoch_is_drawn(name, value):
     curriculum = sampler()
     setattr(curriculum, name, value)
-    with pytest.raises((TypeError, ValueError), match=name):
-        curriculum.set_epoch(1)
+    for call in (lambda: curriculum.set_epoch(1), lambda: curriculum.set_epoch(0), lambda: next(iter(curriculum))):
+        with pytest.raises((TypeError, ValueError), match=name):
+            call()
+    with pytest.raises(AttributeError, match="epoch"):
+        curriculum.epoch = 1
+
+
+CHANGES = [
+    {"schedule": "root"}, {"draw": "bernoulli"}, {"seed": 3}, {"shuffle": False}, {"num_epochs": 3},
+    {"num_replicas": 2, "rank": 1}, {"schedule": lambda epoch: torch.linspace(0, 1, 101)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("begin", [lambda part: part.set_epoch(1), lambda part: None])
+def test_a_setting_that_is_set_before_an_epoch_is_that_of_the_constructor(begin, change):
+    changed, built = sampler(), sampler(**change)
+    begin(changed)
+    for name, value in change.items():
+        setattr(changed, name, value)
+    begin(changed)
+    begin(built)
+    assert list(changed) == list(built)
+    assert changed.keep_probability().equal(built.keep_probability())
+    assert changed.state_dict()["settings"] == built.state_dict()["settings"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_epoch_under_way_keeps_the_settings_it_was_drawn_with(change):
+    curriculum, untouched = sampler(), sampler()
+    curriculum.set_epoch(1)
+    untouched.set_epoch(1)
+    iterator, expected = iter(curriculum), list(untouched)
+    seen = take(iterator, 9)
+    before, probability = curriculum.state_dict(), curriculum.keep_probability()
+    for name, value in change.items():
+        setattr(curriculum, name, value)
+    curriculum.set_epoch(1)
+    state = curriculum.state_dict()
+    assert {**state, "difficulty": None} == {**before, "difficulty": None}
+    assert iterator.state_dict() == {"epoch": 1, "position": 9}
+    assert curriculum.state_dict(position=9) == state
+    assert curriculum.keep_probability().equal(probability)
+    assert seen + list(iterator) == seen + list(resumed(state)) == expected
+    curriculum.set_epoch(2)
+    built = sampler(**change)
+    built.set_epoch(2)
+    assert list(curriculum) == list(built)
 
 
 class TestWithoutSetEpoch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -30,10 +30,10 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
         (1 - k/R) + (2k/R - 1) r / (n - 1)                                     (Song et al., section 3.3)
 
-    `set_epoch` fixes the samples of an epoch. They depend only on the difficulty at that moment, the seed and the
-    epoch. Samples of equal difficulty are ranked at random, anew in each epoch. A single sample is
-    always kept. If nobody calls `set_epoch`, every iteration after the first counts as the next epoch, with a warning;
-    the last epoch repeats.
+    `set_epoch` fixes the samples of an epoch. They depend only on the difficulty at that moment, the epoch and the
+    arguments below. Each of those is an attribute that can be set; the next epoch that begins is drawn with it. Samples
+    of equal difficulty are ranked at random, anew in each epoch. A single sample is always kept. If nobody calls
+    `set_epoch`, every iteration after the first counts as the next epoch, with a warning; the last epoch repeats.
 
     To resume, save `state_dict()` after a training step. A new process loads it, calls ``set_epoch(sampler.epoch)``,
     and goes on with the next sample. A loader that reads ahead (worker processes, Accelerate) takes more samples than
@@ -103,15 +103,26 @@ class DifficultyCurriculumSampler(Sampler[int]):
     ) -> None:
         self.num_epochs, self.schedule, self.draw, self.shuffle, self.seed = num_epochs, schedule, draw, shuffle, seed
         self.num_replicas, self.rank = _ranks(num_replicas, rank)
+        settings = self._settings(epoch=0)
         self._difficulty = _finite_scores(difficulty)  # never written to, so that states and epochs can share it
         self._observed: list[tuple[Tensor, Tensor]] = []
         self._counts_iterations = True  # until the first set_epoch
-        self.epoch, self._drawn_from = -1, self._difficulty
-        self._begin_epoch(0, self._difficulty)
+        self._drawn_with, self._drawn_from = settings, self._difficulty
+        self._indices = _draw(settings, self._difficulty)
+        self._last = self._resume_at = None
+
+    @property
+    def epoch(self) -> int:
+        """The present epoch. `set_epoch` begins another."""
+        return self._drawn_with.epoch
 
     @property
     def difficulty(self) -> Tensor:
         """(n,) the last finite score of every sample, on the CPU."""
+        self._take_over_observations()
+        return self._difficulty
+
+    def _take_over_observations(self) -> None:
         if self._observed:
             indices, scores = (torch.cat(column).cpu() for column in zip(*self._observed, strict=True))
             self._observed.clear()
@@ -119,7 +130,6 @@ class DifficultyCurriculumSampler(Sampler[int]):
             # With NumPy the last of several scores of a sample wins; torch leaves it open which one does.
             updated.numpy()[indices[finite].numpy()] = scores[finite].numpy()
             self._difficulty = updated
-        return self._difficulty
 
     @property
     def indices(self) -> Tensor:
@@ -129,25 +139,26 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
         """Begins an epoch.
 
-        An unfinished epoch continues, unless new scores are given. Unfinished is an epoch whose iterator has not ended,
-        or one that `load_state_dict` has restored.
+        An unfinished epoch keeps its samples, unless new scores are given: an epoch whose iterator has not ended, or
+        one that `load_state_dict` has restored. The next iterator starts at the restored position, else at the first
+        sample. A changed setting waits for the next epoch once a sample of this one was used.
 
         Args:
             epoch: which one, of 0 .. num_epochs - 1.
             difficulty: (n,) new scores. A sample whose score is not finite keeps its last one.
 
         Raises:
-            TypeError, ValueError: the epoch or the scores do not fit.
+            TypeError, ValueError: the epoch, the scores or an attribute that was set do not fit.
         """
-        self._check_epoch(epoch)
+        settings = self._settings(epoch)
         self._counts_iterations = False
         if difficulty is not None:
             check_floating("difficulty", difficulty, self._difficulty.shape)
             scores = difficulty.detach().cpu().to(self._difficulty.dtype)
             self._difficulty = torch.where(scores.isfinite(), scores, self.difficulty)
-        elif epoch == self.epoch and self._is_under_way():
+        elif epoch == self.epoch and self._is_under_way() and (self._used() or settings == self._drawn_with):
             return
-        self._begin_epoch(epoch, self.difficulty)
+        self._begin_epoch(settings, self.difficulty)
 
     def observe(
         self,
@@ -183,16 +194,18 @@ class DifficultyCurriculumSampler(Sampler[int]):
         check_indices(indices, scores.shape[0], self._difficulty.shape[0])
         self._observed.append((indices.long(), scores.to(self._difficulty.dtype)))
         if len(self._observed) >= _MAX_WAITING:
-            self._difficulty = self.difficulty
+            self._take_over_observations()
 
     def keep_probability(self, epoch: int | None = None) -> Tensor:
-        """(n,) float64: the keep probability of each sample in `epoch`. None for the present epoch."""
-        epoch = self.epoch if epoch is None else epoch
-        self._check_epoch(epoch)
-        return torch.from_numpy(keep_probability(self._drawn_from.numpy(), *self._keep_parts(epoch)))
+        """(n,) float64: the keep probability of each sample in `epoch`. None for the present epoch, as it was drawn."""
+        settings = self._drawn_with if epoch is None else self._settings(epoch)
+        scores = self._drawn_from.numpy()
+        return torch.from_numpy(keep_probability(scores, *settings.keep_parts(scores.shape[0])))
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """Epoch, position, seed and scores: what `load_state_dict` needs to go on, also within an epoch.
+
+        Settings that were changed since the epoch began are not in it.
 
         Args:
             position: how many samples of this rank the training has used in this epoch. None for as many as the last
@@ -201,13 +214,12 @@ class DifficultyCurriculumSampler(Sampler[int]):
         Raises:
             TypeError, ValueError: the position is no int from 0 on.
         """
-        if position is None:
-            used = self._resume_at or 0 if self._last is None else self._last.position * self.num_replicas
-        else:
+        drawn = self._drawn_with
+        if position is not None:
             check_size("position", position, minimum=0)
-            used = position * self.num_replicas
-        state = {"epoch": self.epoch, "position": used, "seed": self.seed, "difficulty": self.difficulty}
-        state["settings"] = self._settings()
+        used = self._used() if position is None else position * drawn.num_replicas
+        state = {"epoch": drawn.epoch, "position": used, "seed": drawn.seed, "difficulty": self.difficulty}
+        state["settings"] = drawn.told()
         if self._drawn_from is not self.difficulty:  # scores that were observed since the epoch began
             state["drawn_from"] = self._drawn_from
         return state
@@ -228,14 +240,14 @@ class DifficultyCurriculumSampler(Sampler[int]):
             )
         difficulty = _finite_scores(state["difficulty"], self._difficulty.shape)
         drawn_from = _finite_scores(state["drawn_from"], difficulty.shape) if "drawn_from" in state else difficulty
-        self._check_epoch(state["epoch"])
         check_size("position", state["position"], minimum=0)
         check_size("seed", state["seed"], minimum=0)
+        settings = self._settings(state["epoch"])._replace(seed=state["seed"])
         self.seed, self._difficulty = state["seed"], difficulty
         self._observed.clear()
-        self._begin_epoch(state["epoch"], drawn_from)
+        self._begin_epoch(settings, drawn_from)
         self._resume_at = state["position"]
-        begun, present = state.get("settings", self._settings()), self._settings()  # older states do not say
+        begun, present = state.get("settings", settings.told()), settings.told()  # older states do not say
         if begun != present and 0 < state["position"] < len(self) * self.num_replicas:
             warnings.warn(
                 f"the epoch began with {begun}; this sampler has {present}. So the rest of the epoch may repeat some "
@@ -249,11 +261,17 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def _begin_epoch(self, epoch: int, drawn_from: Tensor) -> None:
-        if epoch != self.epoch or drawn_from is not self._drawn_from:
-            self._indices = self._draw(epoch, drawn_from)
-        self.epoch, self._drawn_from = epoch, drawn_from
+    def _begin_epoch(self, settings: _Settings, scores: Tensor) -> None:
+        if settings != self._drawn_with or scores is not self._drawn_from:
+            self._indices = _draw(settings, scores)
+        self._drawn_with, self._drawn_from = settings, scores
         self._last = self._resume_at = None
+
+    def _used(self) -> int:
+        """The number of samples of this epoch that all ranks have used."""
+        if self._last is not None:
+            return self._last.position * self._drawn_with.num_replicas
+        return self._resume_at or 0
 
     def _is_under_way(self) -> bool:
         return self._resume_at is not None or (self._last is not None and not self._last.finished)
@@ -261,56 +279,76 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def _start_position(self) -> int:
         """The number of samples that all ranks have used, for an iterator that starts now.
 
-        If nobody calls set_epoch, this moves to the next epoch first.
+        If nobody calls set_epoch, this begins an epoch first: the first one, then the next.
         """
         if self._resume_at is not None:
             return self._resume_at
-        if self._last is not None and self._counts_iterations:
+        if self._counts_iterations and self._last is None:
+            self._begin_epoch(self._settings(self.epoch), self._drawn_from)
+        elif self._counts_iterations:
             warnings.warn(
                 "set_epoch was not called: every iteration over the sampler counts as an epoch, and the last of "
                 f"num_epochs={self.num_epochs} repeats. Call sampler.set_epoch(epoch) before each epoch",
-                stacklevel=3,  # the code that iterates, or the loader
+                stacklevel=4,  # the code that iterates, or the loader
             )
-            self._begin_epoch(min(self.epoch + 1, self.num_epochs - 1), self.difficulty)
+            self._begin_epoch(self._settings(min(self.epoch + 1, self.num_epochs - 1)), self.difficulty)
         return 0
 
-    def _check_epoch(self, epoch: int) -> None:
+    def _settings(self, epoch: int) -> _Settings:
+        """The attributes that decide the samples of an epoch, after a check: they may have been set."""
+        check_size("num_epochs", self.num_epochs)
+        check_schedule(self.schedule)
+        check_choice("draw", self.draw, get_args(Draw))
+        check_bool("shuffle", self.shuffle)
+        check_size("seed", self.seed, minimum=0)
         check_size("epoch", epoch, minimum=0)
         if epoch >= self.num_epochs:
             raise ValueError(
                 f"epoch must be below num_epochs={self.num_epochs}; received {epoch}. "
                 "Build the sampler with the epochs of the whole training"
             )
+        ranks = _ranks(self.num_replicas, self.rank)
+        return _Settings(self.draw, self.shuffle, self.schedule, self.num_epochs, epoch, self.seed, *ranks)
 
-    def _draw(self, epoch: int, scores: Tensor) -> NDArray[Any]:
-        """The samples of this rank in an epoch, in order."""
-        check_size("num_epochs", self.num_epochs)
-        check_schedule(self.schedule)
-        check_choice("draw", self.draw, get_args(Draw))
-        check_bool("shuffle", self.shuffle)
-        check_size("seed", self.seed, minimum=0)
-        drawn = draw_samples(
-            scores.numpy(),
-            *self._keep_parts(epoch),
-            draw=self.draw,
-            shuffle=self.shuffle,
-            generator=np.random.default_rng([self.seed, epoch]),
-        )
-        if drawn.shape[0] < self.num_replicas > 1:
-            raise ValueError(
-                f"an epoch must hold at least one sample for each of num_replicas={self.num_replicas}; received "
-                f"{drawn.shape[0]} of {scores.shape[0]} samples in epoch {epoch}. Use fewer ranks or more data"
-            )
-        equal = drawn.shape[0] - drawn.shape[0] % self.num_replicas
-        return drawn[self.rank : equal : self.num_replicas].copy()
 
-    def _settings(self) -> dict[str, Any]:
-        """What decides the samples of an epoch beside scores and seed, in types that `torch.load` reads."""
+class _Settings(NamedTuple):
+    """What decides the samples of an epoch beside the scores."""
+
+    draw: Draw
+    shuffle: bool
+    schedule: Schedule
+    num_epochs: int
+    epoch: int
+    seed: int
+    num_replicas: int
+    rank: int
+
+    def told(self) -> dict[str, Any]:
+        """Those that a state has to agree on, in types that `torch.load` reads."""
         schedule = "a callable" if callable(self.schedule) else self.schedule
         return {"draw": self.draw, "shuffle": self.shuffle, "schedule": schedule, "num_epochs": self.num_epochs}
 
-    def _keep_parts(self, epoch: int) -> tuple[NDArray[np.int32], int]:
-        return keep_parts(self.schedule, self.draw, epoch, self.num_epochs, self._difficulty.shape[0])
+    def keep_parts(self, size: int) -> tuple[NDArray[np.int32], int]:
+        return keep_parts(self.schedule, self.draw, self.epoch, self.num_epochs, size)
+
+
+def _draw(settings: _Settings, scores: Tensor) -> NDArray[Any]:
+    """The samples of this rank in an epoch, in order."""
+    drawn = draw_samples(
+        scores.numpy(),
+        *settings.keep_parts(scores.shape[0]),
+        draw=settings.draw,
+        shuffle=settings.shuffle,
+        generator=np.random.default_rng([settings.seed, settings.epoch]),
+    )
+    ranks = settings.num_replicas
+    if drawn.shape[0] < ranks > 1:
+        raise ValueError(
+            f"an epoch must hold at least one sample for each of num_replicas={ranks}; received {drawn.shape[0]} of "
+            f"{scores.shape[0]} samples in epoch {settings.epoch}. Use fewer ranks or more data"
+        )
+    equal = drawn.shape[0] - drawn.shape[0] % ranks
+    return drawn[settings.rank : equal : ranks].copy()
 
 
 class _EpochIterator(Iterator[int]):
@@ -323,8 +361,7 @@ class _EpochIterator(Iterator[int]):
         self._sampler, self._started, self.finished = sampler, False, False
 
     def __next__(self) -> int:
-        if not self._started:
-            self._start(self._sampler._start_position())
+        self._start_once()
         if self.position == self._indices.shape[0]:
             self.finished = True
             raise StopIteration
@@ -333,23 +370,25 @@ class _EpochIterator(Iterator[int]):
 
     def state_dict(self) -> dict[str, int]:
         """For torchdata's StatefulDataLoader."""
-        if not self._started:
-            self._start(self._sampler._start_position())
-        return {"epoch": self._epoch, "position": self.position * self._sampler.num_replicas}
+        self._start_once()
+        return {"epoch": self._drawn_with.epoch, "position": self.position * self._drawn_with.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         check_size("position", state["position"], minimum=0)
         if state["epoch"] != self._sampler.epoch:
-            self._sampler._check_epoch(state["epoch"])
-            self._sampler._begin_epoch(state["epoch"], self._sampler.difficulty)
+            self._sampler._begin_epoch(self._sampler._settings(state["epoch"]), self._sampler.difficulty)
         self._start(state["position"])
+
+    def _start_once(self) -> None:
+        if not self._started:
+            self._start(self._sampler._start_position())
 
     def _start(self, used: int) -> None:
         """Starts after `used` samples of the epoch, counted over all ranks."""
         sampler = self._sampler
-        self._started, self._epoch, self._indices = True, sampler.epoch, sampler._indices
+        self._started, self._drawn_with, self._indices = True, sampler._drawn_with, sampler._indices
         # Rounded up: a run with another number of ranks may have used a part of a round. No sample comes twice.
-        self.position = min(-(-used // sampler.num_replicas), len(sampler))
+        self.position = min(-(-used // self._drawn_with.num_replicas), len(sampler))
         sampler._last, sampler._resume_at = self, None
 
 
