@@ -273,30 +273,27 @@ def faults(answer: Exact, ours: dict[str, Tensor], dtype: torch.dtype, ranks: in
     return worst, about
 
 
-# The backends. Each takes cases and gives for each of them what `found` gives.
+# The backends. Each takes a case and its number, and gives what `found` gives.
 
 
-def dense(problems):
-    return [found(problem, impl="dense") for problem in problems]
+def dense(problem, number):
+    return found(problem, impl="dense")
 
 
-def strips(problems):
+def strips(problem, number):
     """In tiles of 512 bytes, so that there are several."""
     with _environment("SPCL_TILE_BYTES", "512"):
-        return [found(problem, impl="strips") for problem in problems]
+        return found(problem, impl="strips")
 
 
-def kernels(problems):
+def kernels(problem, number):
     """By Triton's interpreter, on each of the kernels' paths in turn. They take no float64."""
     interpreted, pytest = _interpreter()
-    results = []
-    for number, problem in enumerate(problems):
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy's, on infinities that are meant
-            interpreted.interpret(patch)
-            interpreted.choose(patch, interpreted.PATHS[number % len(interpreted.PATHS)])
-            results.append(found(problem, impl="triton"))
-    return results
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, on infinities that are meant
+        interpreted.interpret(patch)
+        interpreted.choose(patch, interpreted.PATHS[number % len(interpreted.PATHS)])
+        return found(problem, impl="triton")
 
 
 def _interpreter():
@@ -369,7 +366,7 @@ def check(seed, number, largest, backends) -> tuple[Case, dict[str, tuple[float,
     problem, answer = exact(case(seed, number, largest))
     dtype = problem.choice["dtype"]
     return problem, {
-        name: faults(answer, BACKENDS[name]([problem])[0], dtype)
+        name: faults(answer, BACKENDS[name](problem, number), dtype)
         for name in backends
         if name != "kernels" or dtype != torch.float64
     }

@@ -1,11 +1,11 @@
-"""300 random calls by the quick backends, and that the comparison notices faults; `make fuzz` runs 10,000 by all."""
+"""600 random calls by the quick backends, and that the comparison notices faults; `make fuzz` runs 10,000 by all."""
 
 import pytest
 import torch
 
 import fuzz
 
-CASES = 300
+CASES = 600
 PARTS = 10
 
 

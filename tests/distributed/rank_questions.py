@@ -146,24 +146,6 @@ def half_precision(rank, world_size):
     return {"embeddings": embeddings.detach(), "labels": labels, "loss": loss.detach(), "gradient": own.grad}
 
 
-@question
-def further_candidates(rank, world_size):
-    """{case: loss, and the gradients of inputs, prototypes and candidates, averaged as DDP does}."""
-    [(batch, counts)] = training.batches(world_size, training.SIZES[world_size][1:2])
-    inputs, labels, weights = training.part(batch, counts, rank)
-    answers = {}
-    for case in training.CANDIDATES:
-        inputs = inputs.detach().requires_grad_()
-        loss, shared = training.with_candidates(case, inputs, labels, weights, gather_distributed=True)
-        loss.backward()
-        averaged = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / world_size for leaf in shared]
-        for gradient in averaged:
-            dist.all_reduce(gradient)
-        answers[case] = [loss.detach(), inputs.grad / world_size, *averaged]
-        inputs.grad = None
-    return answers
-
-
 ENTRIES = ["SPCL-weighted-strips", "SPDCL-plain-dense"]
 
 

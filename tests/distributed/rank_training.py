@@ -28,30 +28,6 @@ SIZES = {
 }
 
 
-# Which shared rows are anchors or need a gradient, and how it is computed.
-CANDIDATES = [
-    "-".join(case)
-    for case in itertools.product(
-        ("SPCL", "BCL", "EACL"), ("constant", "prototypes", "candidates", "both"), ("dense", "strips")
-    )
-]
-
-
-def with_candidates(case, embeddings, labels, weights, **options):
-    """The loss beside shared prototypes and further candidates, and those two."""
-    method, learned, impl = case.split("-")
-    generator = torch.Generator().manual_seed(9)
-    prototypes, candidates = torch.randn(NUM_CLASSES + 7, 4, generator=generator).split([NUM_CLASSES, 7])
-    candidate_labels = torch.arange(7) % NUM_CLASSES
-    candidate_labels[2] = -100
-    prototypes.requires_grad_(learned in ("prototypes", "both"))
-    candidates.requires_grad_(learned in ("candidates", "both"))
-    options = {"temperature": 0.2, "sample_weight": weights, "impl": impl} | OPTIONS[method] | options
-    options |= {"candidates": candidates, "candidate_labels": candidate_labels}
-    loss = supervised_prototypical_contrastive_loss(embeddings, labels, prototypes, **options)
-    return loss, (prototypes, candidates)
-
-
 class Learner(torch.nn.Module):
     """What is trained: an encoder, and prototypes where the method learns them."""
 

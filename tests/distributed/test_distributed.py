@@ -126,19 +126,6 @@ def test_half_precision_is_sent_as_it_is_and_computed_in_float32(answers, world_
         torch.testing.assert_close(got["gradient"] / world_size, own, rtol=0.01, atol=1e-3)  # each rounded to bfloat16
 
 
-@pytest.mark.parametrize("case", training.CANDIDATES)
-def test_further_candidates(answers, world_size, case):
-    [((inputs, labels, weights), counts)] = training.batches(world_size, training.SIZES[world_size][1:2])
-    inputs.requires_grad_()
-    loss, shared = training.with_candidates(case, inputs, labels, weights)
-    loss.backward()
-    expected = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in shared]
-    for answer, own in zip(answers(world_size), inputs.grad.split(counts), strict=True):
-        got = answer["further_candidates"][case]
-        for a, b in zip(got, [loss.detach(), own, *expected], strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("case", rank_questions.ENTRIES)
 def test_entries_of_the_memory_as_candidates_count_once_not_once_a_rank(answers, world_size, case):
     expected = training.in_one_process(world_size, case, entries=4)
