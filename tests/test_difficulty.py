@@ -227,7 +227,9 @@ class TestBlocks:
                 return iter(in_blocks(embeddings, torch.tensor([0, 0, 2, self.last]), 4))
 
         embeddings = torch.randn(4, 3)
-        assert prototype_difficulty_blocks(Grows(), 4).isnan().tolist() == [False, False, False, True]
+        grows = Grows()
+        assert prototype_difficulty_blocks(grows, 4).isnan().tolist() == [False, False, False, True]
+        assert grows.last == 7  # two passes, and no third one to look: a DataLoader would start its workers for it
 
 
 class _Once:
@@ -253,6 +255,8 @@ BAD_BLOCKS = [
     (ValueError, "at least one block.*none", {"blocks": []}),
     (ValueError, "num_samples.*0", {"num_samples": 0}),
     (ValueError, "below 3.*3", {"num_samples": 3}),
+    (ValueError, r"\(N, 5\).*\(2, 3\)", {"centers": torch.ones(2, 5)}),
+    (ValueError, "centers must.*meta", {"centers": torch.ones(2, 3, device="meta")}),
     (TypeError, "tensor.*list", {"centers": [[1.0] * 3], "center_mask": torch.tensor([True])}),
     (ValueError, "centers.*None", {"center_mask": torch.ones(2, dtype=torch.bool)}),
 ]

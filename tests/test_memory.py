@@ -255,6 +255,11 @@ class TestLifeCycle:
             assert exist.tolist() == [False, True]
             assert rows[1].tolist() == [2, 0, 0, 1]
 
+    def test_the_mean_of_millions_of_rows_keeps_its_digits(self):
+        memory = PrototypeMemory(1, 1, queue_size=4, support_size=2)
+        memory.initialize(torch.tensor([[0.1]]).expand(1 << 22, 1), torch.zeros(1, dtype=torch.int64).expand(1 << 22))
+        torch.testing.assert_close(memory.centroids()[0], torch.tensor([[0.1]]))
+
     def test_centroids_are_means_of_whole_queues_and_change_nothing(self):
         memory = PrototypeMemory(2, 3, queue_size=8, support_size=2)
         rows = torch.randn(5, 3)
@@ -348,6 +353,7 @@ class TestRebuilding:
             memory.update(rows, labels)
             other.update(rows, labels)
             assert_same_state(memory, other)
+        assert other._numbered() is other._numbered()  # not built anew in every step
 
     def test_a_memory_that_no_checkpoint_mentions_is_as_new(self):
         model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2, device="meta"), "memory": self.on_meta(seed=3)})
@@ -542,3 +548,11 @@ def test_a_step_with_a_row_that_is_not_finite_changes_nothing(label, value):
     memory._end_step(rows, torch.tensor([-1, 1, -1]))  # an ignored row may be anything
     assert memory.draws == before.draws + 1
     assert memory.queue[1, 0].equal(torch.ones(12))
+
+
+def test_ignore_index_is_checked_when_it_is_next_used():
+    memory = filled()
+    memory.ignore_index = None
+    for call in (lambda: memory.update(torch.ones(1, 12), torch.tensor([0])), lambda: memory.entries(2)):
+        with pytest.raises(TypeError, match="ignore_index must be an int; received NoneType"):
+            call()

@@ -118,15 +118,16 @@ program = mutation.Program()
 for module, name in [
     ("_checks.py", "check_size: if value <= minimum:"),
     ("_checks.py", "check_size: def check_size(name: str, value: int, minimum: int=2"),
-    ("difficulty.py", ": _BLOCK_ELEMENTS = 2 << 20"),
+    ("_numerics.py", ": _PART_ELEMENTS = 2 << 20"),
     ("_numerics.py", "_UnitRows: generate_vmap_rule = False"),
 ]:
     change = next(change for change in mutation.changes(module) if change.name.startswith(name))
     program.run_instead(module, change.code())
-    print(outcome(), difficulty._BLOCK_ELEMENTS >> 20, difficulty.unit_rows.__globals__["_UnitRows"].generate_vmap_rule)
+    numerics = difficulty.unit_rows.__globals__
+    print(outcome(), numerics["_PART_ELEMENTS"] >> 20, numerics["_UnitRows"].generate_vmap_rule)
     path = mutation.SOURCE / module
     program.run_instead(module, compile(path.read_text(encoding="utf-8"), path, "exec"))
-print(outcome(), difficulty._BLOCK_ELEMENTS >> 20)
+print(outcome(), numerics["_PART_ELEMENTS"] >> 20)
 """
     said = run(program)
     assert said.stdout.splitlines() == ["refused 1 True", "refused 1 True", "None 2 True", "None 1 False", "None 1"], (

@@ -40,17 +40,17 @@ def check_number(name: str, value: float, minimum: float = -math.inf) -> None:
         raise ValueError(f"{name} must be a finite number{bound}; received {value}. Pass one such as 0.05")
 
 
-def check_int(name: str, value: int) -> None:
+def check_size(name: str, value: int, minimum: int = 1, below: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; received {type(value).__name__}. Convert it with int()")
-
-
-def check_size(name: str, value: int, minimum: int = 1, below: int | None = None) -> None:
-    check_int(name, value)
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; received {value}. Take a larger one")
     if below is not None and value >= below:
         raise ValueError(f"{name} must be below {below}; received {value}. Take a smaller one")
+
+
+def check_ignore_index(value: int) -> None:
+    check_size("ignore_index", value, -(2**63), 2**63)
 
 
 def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
@@ -182,7 +182,7 @@ def checked_labels(
         upper = "" if num_classes is None else f" below {num_classes}"
         message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
     _check_range(labels, num_classes, ignore_index, message)
-    # All other labels are at least 0: for a negative `ignore_index` one call does.
+    # Valid labels are >= 0, so clamping maps a negative `ignore_index` to -1 in one operator.
     return labels.clamp_min(-1) if ignore_index < 0 else labels.masked_fill(labels == ignore_index, -1)
 
 

@@ -6,6 +6,7 @@ pass runs under the autocast state of the call of ``backward()``, not under that
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 PLAIN_SCALE = 40.0
 # float16 loses digits below 6e-5. Entries of H are scaled to about this size at most, so that most lie above.
 HALF_MAGNITUDE = 256.0
+_PART_ELEMENTS = 1 << 20  # entries per part: a few MiB, so that it stays in cache
 
 
 def in_torch_func() -> bool:
@@ -27,6 +29,18 @@ def in_torch_func() -> bool:
 def computed_dtype(embeddings: Tensor) -> torch.dtype:
     """The dtype of everything that is computed from the embeddings, the loss included."""
     return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Of sums over a data set. A class may have millions of rows, over which float32 loses digits."""
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+
+
+def parts(rows: int, width: int) -> Iterator[slice]:
+    """Ranges of rows, for passes that must not copy the whole."""
+    step = max(1, _PART_ELEMENTS // max(1, width))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
 
 
 def product_dtype(embeddings: Tensor) -> torch.dtype:
@@ -119,7 +133,7 @@ class _MatMul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
-        # Without a second derivative plain products do: a Function costs a small batch more than its product.
+        # Use plain products unless a second derivative is wanted: an autograd Function costs more than a small product.
         product = matmul if torch.is_grad_enabled() else _full_precision_matmul
         of_left = product(grad, right.mT) if ctx.needs_input_grad[0] else None
         # Right is the transpose of rows: in this order their gradient has their own memory layout.

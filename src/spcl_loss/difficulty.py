@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,15 +13,15 @@ from spcl_loss._checks import (
     check_device,
     check_embeddings,
     check_floating,
+    check_ignore_index,
     check_indices,
     check_mask,
     check_shape,
     check_size,
     checked_labels,
 )
-from spcl_loss._numerics import computed_dtype, full_precision, unit_rows
+from spcl_loss._numerics import computed_dtype, full_precision, parts, sum_dtype, unit_rows
 
-_BLOCK_ELEMENTS = 1 << 20  # entries per block of rows: a few MiB, so that a block stays in cache
 _NO_CLASS = -1  # the label of ignored rows, once checked
 
 Block = tuple[Tensor, Tensor, Tensor]
@@ -109,7 +110,7 @@ def prototype_difficulty_blocks(
 
     Args:
         blocks: each (indices (N,), embeddings (N, D), labels (N,)), in any order and of any size: a list, a DataLoader,
-            or any object whose ``__iter__`` starts anew. A generator serves only with `centers`.
+            or any object whose ``__iter__`` starts anew. A generator can be read once, so it needs `centers`.
         num_samples: n. The indices are from 0 to n - 1.
         centers: as in `prototype_difficulty`; on the device of the embeddings.
         center_mask: as in `prototype_difficulty`.
@@ -143,15 +144,16 @@ def prototype_difficulty_blocks(
     if centers is not None:
         check_floating("centers", centers, ("C", "D"))
     _check_options(centers, center_mask, ignore_index, leave_one_out)
-    means, counted = (None, None) if centers is not None else _means_of_blocks(blocks, num_samples, ignore_index)
+    if centers is None:
+        means, counted = _means_of_blocks(blocks, num_samples, ignore_index)
+        score = partial(means.difficulty, leave_one_out=leave_one_out)
+    else:
+        counted, score = None, partial(_difficulty, centers=centers, mask=center_mask)
     # The result is float32 on the CPU, whatever torch's default dtype and device are.
     difficulty = torch.full((num_samples,), torch.nan, dtype=torch.float32, device="cpu")
     rows = 0
     for indices, embeddings, labels in _checked(blocks, num_samples, ignore_index, centers):
-        if means is not None:
-            scores = means.difficulty(embeddings, labels, leave_one_out).cpu()
-        else:
-            scores = prototype_difficulty(embeddings, labels, centers, center_mask, ignore_index=_NO_CLASS).cpu()
+        scores = score(embeddings, labels).cpu()
         difficulty = difficulty.to(torch.promote_types(difficulty.dtype, scores.dtype))
         difficulty[indices.long().cpu()] = scores
         rows += embeddings.shape[0]
@@ -165,7 +167,7 @@ def prototype_difficulty_blocks(
 
 def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> tuple[_ClassMeans, int]:
     """The class means, and the number of rows."""
-    if iter(blocks) is blocks:
+    if isinstance(blocks, Iterator):
         raise ValueError(
             "blocks must be an iterable that starts anew for the second pass; received "
             f"{type(blocks).__name__}, which can be read only once. Pass a list, a DataLoader or an object with "
@@ -184,8 +186,7 @@ def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: in
 def _checked(
     blocks: Iterable[Block], num_samples: int, ignore_index: int, centers: Tensor | None = None
 ) -> Iterator[Block]:
-    width = None
-    num_classes = None if centers is None else centers.shape[0]
+    num_classes, width = (None, None) if centers is None else centers.shape
     for block in blocks:
         if not isinstance(block, (tuple, list)) or len(block) != 3:
             received = f"{len(block)} items" if isinstance(block, (tuple, list)) else type(block).__name__
@@ -197,13 +198,15 @@ def _checked(
         check_embeddings(embeddings, None)
         width = width or embeddings.shape[1]
         check_shape("embeddings", embeddings, ("N", width))
+        if centers is not None:
+            check_device("centers", centers, "embeddings", embeddings.device)
         labels = checked_labels(labels, embeddings.shape[0], embeddings.device, num_classes, ignore_index)
         check_indices(indices, embeddings.shape[0], num_samples)
         yield indices, embeddings, labels
 
 
 def _check_options(centers: Tensor | None, mask: Tensor | None, ignore_index: int, leave_one_out: bool) -> None:
-    check_size("ignore_index", ignore_index, -(2**63), 2**63)
+    check_ignore_index(ignore_index)
     check_bool("leave_one_out", leave_one_out)
     if centers is None:
         if mask is not None:
@@ -220,11 +223,9 @@ class _ClassMeans:
     """Running sums of the raw embeddings of each class that occurs."""
 
     def __init__(self, like: Tensor) -> None:
-        # A class may have millions of rows: float32 sums would lose digits. Apple's GPUs have no float64.
-        dtype = torch.float32 if like.device.type == "mps" else torch.float64
         # Row 0 takes the rows that enter no mean: ignored ones and those that are not finite.
         self.classes = torch.full((1,), _NO_CLASS, dtype=torch.long, device=like.device)  # sorted
-        self.sums = torch.zeros(1, like.shape[1], dtype=dtype, device=like.device)
+        self.sums = torch.zeros(1, like.shape[1], dtype=sum_dtype(like.device), device=like.device)
         self.sizes = torch.zeros(1, dtype=torch.long, device=like.device)
 
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
@@ -236,7 +237,7 @@ class _ClassMeans:
             self.sizes = self.sizes.new_zeros(count).index_copy_(0, old, self.sizes)
             self.classes = classes
         places = torch.searchsorted(classes, labels)
-        for part in _parts(*embeddings.shape):
+        for part in parts(*embeddings.shape):
             # In a function of its own, so that the copy of one part is freed before the next is made.
             self._add_part(embeddings[part].to(self.sums.dtype), places[part])
 
@@ -270,7 +271,7 @@ def _difficulty(
     if centers.shape[0] == 0:
         return difficulty
     with full_precision(embeddings.device.type):
-        for part in _parts(embeddings.shape[0], sum(unit_centers.shape)):
+        for part in parts(embeddings.shape[0], sum(unit_centers.shape)):
             rows, classes = embeddings[part], labels[part].clamp_min(0)
             unit, known = unit_rows(rows.to(dtype)), exists[classes] & (labels[part] != _NO_CLASS)
             distances = _distance(unit @ unit_centers.T)
@@ -289,9 +290,3 @@ def _difficulty(
 
 def _distance(cosine: Tensor) -> Tensor:
     return ((1 - cosine) / 2).clamp_(0, 1)
-
-
-def _parts(rows: int, width: int) -> Iterator[slice]:
-    step = max(1, _BLOCK_ELEMENTS // max(1, width))
-    for start in range(0, rows, step):
-        yield slice(start, start + step)

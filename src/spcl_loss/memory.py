@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spcl_loss._checks import FLOATING, check_embeddings, check_size, checked_labels
+from spcl_loss._checks import FLOATING, check_embeddings, check_ignore_index, check_size, checked_labels
 from spcl_loss._hashing import checksum, draw_keys, hashed
-from spcl_loss._numerics import computed_dtype
+from spcl_loss._numerics import computed_dtype, parts, sum_dtype
 from spcl_loss._state import Restorable
 
 
@@ -84,7 +84,7 @@ class PrototypeMemory(Restorable):
         for name, size in sizes.items():
             check_size(name, size)
         check_size("seed", seed, minimum=0, below=1 << 63)  # it is kept as an int64
-        check_size("ignore_index", ignore_index, -(2**63), 2**63)
+        check_ignore_index(ignore_index)
         if dtype not in FLOATING:
             received = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
             raise TypeError(
@@ -134,14 +134,14 @@ class PrototypeMemory(Restorable):
         """
         classes = self._checked(embeddings, labels)
         C, _, D = self.queue.shape
-        rows = embeddings.to(self.queue.dtype)
-        stays_out = (classes < 0) | ~_finite(rows)
-        sums = rows.new_zeros(C + 1, D, dtype=computed_dtype(rows))
-        sizes = sums.new_zeros(C + 1)
-        # Rows that stay out count as class C. They must not be summed, since they may hold NaN.
-        rows, classes = rows.to(sums.dtype).masked_fill(stays_out[:, None], 0), classes.masked_fill(stays_out, C)
-        sums.index_add_(0, classes, rows)
-        sizes.index_add_(0, classes, torch.ones_like(rows[:, 0]))
+        sums = torch.zeros(C + 1, D, dtype=sum_dtype(self.queue.device), device=self.queue.device)
+        sizes = torch.zeros(C + 1, dtype=torch.int64, device=self.queue.device)
+        for part in parts(*embeddings.shape):
+            rows = embeddings[part].to(self.queue.dtype)
+            stays_out = (classes[part] < 0) | ~_finite(rows)
+            places = classes[part].masked_fill(stays_out, C)
+            sums.index_add_(0, places, rows.to(sums.dtype))
+            sizes.index_add_(0, places, torch.ones_like(places))
         self.fallback.copy_((sums / sizes.clamp_min(1)[:, None])[:-1])
         self.has_fallback.copy_(sizes[:-1] > 0)
         self.queue.zero_()
@@ -182,12 +182,12 @@ class PrototypeMemory(Restorable):
         numbers, _ = self._numbered()
         classes, order = classes.sort(stable=True)  # rows that stay out come first
         bounds = torch.searchsorted(classes, numbers[: C + 1])  # of each class in the order
-        # A row that stays out repeats the write of the first one that enters.
+        # Redirect each row that stays out to the first row that enters, so that shapes do not depend on the data.
         source = torch.arange(N, device=classes.device)
         source = source.clamp(bounds[0], source[-1])
         classes = classes.index_select(0, source)
         if torch.compiler.is_compiling() or N > M:  # a graph serves batches of every size
-            # Of the rows of a class that fall on one slot the last one writes, for all of them.
+            # If several rows of a class share a slot, all of them write the last one's values.
             last = bounds[1:][classes] - 1
             source = last - (last - source) % M
         starts = self.cursors.sub_(bounds[:-1])
@@ -225,7 +225,7 @@ class PrototypeMemory(Restorable):
             self.draws.add_(1)
         # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
         means = (_sums(queue.flatten(0, 1), support) / entered.clamp(1, K)).to(queue.dtype)
-        return self._unless_few(means), self._exist()
+        return self._with_fallbacks(means), self._exist()
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
@@ -235,7 +235,7 @@ class PrototypeMemory(Restorable):
         """
         counts = self.counts[:, None].clamp_min(1)
         means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts  # free slots are zero
-        return self._unless_few(means.to(self.queue.dtype)), self._exist()
+        return self._with_fallbacks(means.to(self.queue.dtype)), self._exist()
 
     @torch.no_grad()
     def entries(self, per_class: int) -> tuple[Tensor, Tensor]:
@@ -253,6 +253,7 @@ class PrototypeMemory(Restorable):
             TypeError, ValueError: `per_class` is no int from 0 to `queue_size`.
         """
         C, M, D = self.queue.shape
+        check_ignore_index(self.ignore_index)
         check_size("per_class", per_class, minimum=0)
         if per_class > M:
             raise ValueError(f"per_class must be at most queue_size={M}; received {per_class}. Take fewer")
@@ -285,7 +286,7 @@ class PrototypeMemory(Restorable):
             False
         """
         total = torch.zeros_like(self.draws)
-        for buffer in (self.queue, self.cursors, self.fallback, self.has_fallback, self.seed, self.draws):
+        for buffer in self.buffers():
             total = hashed(total ^ checksum(buffer))
         return total
 
@@ -296,7 +297,7 @@ class PrototypeMemory(Restorable):
             f"support_size={self.support_size}"
         )
 
-    def _unless_few(self, means: Tensor) -> Tensor:
+    def _with_fallbacks(self, means: Tensor) -> Tensor:
         """(C, D) the means; the fallback centre where one was set and fewer than `support_size` entries came since."""
         few = self.cursors[:, None] < self.support_size * self.has_fallback[:, None].float()  # bfloat16 has no 257
         return torch.where(few, self.fallback, means)
@@ -324,14 +325,18 @@ class PrototypeMemory(Restorable):
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """(N,) the labels as `_enqueue` takes them: -1 for those that are ignored."""
+        check_ignore_index(self.ignore_index)
         check_embeddings(embeddings, self.queue)
         return checked_labels(labels, embeddings.shape[0], embeddings.device, self.num_classes, self.ignore_index)
 
     def _numbered(self) -> tuple[Tensor, Tensor]:
         """(C * M + 1,) int64, the numbers from 0 on, and (C, M) int64, hashes of the first: constants of the sizes."""
-        if self._constants[0].device == self.queue.device:
-            return self._constants
-        return self._new_constants()  # a framework has moved the buffers one by one
+        constants = self._constants
+        if constants[0].device != self.queue.device:  # the buffers were assigned one by one, as by a state dict
+            constants = self._new_constants()
+            if not torch.compiler.is_compiling():
+                self._constants = constants
+        return constants
 
     def _new_constants(self) -> tuple[Tensor, Tensor]:
         C, M, _ = self.queue.shape

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch.distributed as dist
 
-from spcl_loss._checks import check_bool, check_choice, check_number, check_size
+from spcl_loss._checks import check_bool, check_choice, check_ignore_index, check_number
 
 Similarity = Literal["shifted_cosine", "cosine"]
 Positives = Literal["inside", "outside"]
@@ -46,7 +46,7 @@ class Options(NamedTuple):
         check_number("temperature", self.temperature, minimum=1e-6)
         if self.easy_threshold is not None:
             check_number("easy_threshold", self.easy_threshold)
-        check_size("ignore_index", self.ignore_index, -(2**63), 2**63)
+        check_ignore_index(self.ignore_index)
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         check_bool("prototype_anchors", self.prototype_anchors)
