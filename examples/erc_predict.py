@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,7 +24,7 @@ from erc.evaluate import Encoded, Heads, encode
 from erc.files import InputError
 from erc.folder import RunFolder
 from erc.inputs import lay_out
-from erc.model import EmotionModel, load_encoder, precision
+from erc.model import EmotionModel, load_encoder, new_accelerator
 from erc.settings import ANEW, HEADS
 
 
@@ -42,7 +41,7 @@ class Classifier:
         self.folder, self.settings, self.head = folder, settings, head or settings.selects_by
         self.labels = list(result["test"][self.head]["per_class_f1"])
         self.tokenizer, backbone = load_encoder(settings)
-        self.accelerator = Accelerator(mixed_precision=precision(settings))
+        self.accelerator = new_accelerator(settings)
         self.model = self.accelerator.prepare(EmotionModel(backbone, len(self.labels), settings))
         self.model.load_state_dict(stored(folder.best))
 

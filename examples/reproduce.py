@@ -120,7 +120,10 @@ def arm_settings(options: str, preset_name: str, dataset: str, seed: int, common
 def _read(options: Sequence[str]) -> dict[str, Any]:
     parser = Parser(add_help=False)
     add_options(parser)
-    return given(parser.parse_args(options))
+    read = given(parser.parse_args(options))
+    if "seed" in read:
+        raise InputError(f"--seeds names the seeds of all arms; received --seed {read['seed']}")
+    return read
 
 
 if __name__ == "__main__":

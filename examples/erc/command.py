@@ -27,8 +27,9 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
     """Parses, trains, prints the result. Returns the exit code: 2 for unusable input, 130 after Ctrl-C."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="DIR", help="the run folder (default: a new one in runs/)")
-    parser.add_argument("--resume", action="store_true", help="continue the run that --output holds, if it holds one")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that --output holds")
+    former = parser.add_mutually_exclusive_group()
+    former.add_argument("--resume", action="store_true", help="continue the run that --output holds, if it holds one")
+    former.add_argument("--overwrite", action="store_true", help="replace the run that --output holds")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the folder with the dataset's files")
     practice = parser.add_mutually_exclusive_group()
     practice.add_argument("--practice", action="store_true", help="train on the practice corpus, which needs no data")
@@ -37,6 +38,8 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
     parser.add_argument("--preset", choices=list(PRESETS), help=about)
     add_options(parser)
     arguments = parser.parse_args(argv)
+    if arguments.resume and arguments.output is None:
+        parser.error("--resume needs --output, the folder of the run to continue")
 
     output = arguments.output or Path("runs") / time.strftime(f"{dataset.lower()}-%Y%m%d-%H%M%S")
     continues = f"to continue, run the same script with --resume --output {output}"

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from spcl_loss import METHODS
@@ -119,6 +121,12 @@ def rate_factor(settings: Settings, epoch: int, batch: int, batches: int, update
         return (1 + math.cos(math.pi * (batch - warmup) / max(1, batches - warmup))) / 2
     rise = min(1.0, (update + 1) / settings.warmup) if settings.warmup else 1.0
     return rise * (1 + math.cos(math.pi * (epoch + batch / batches) / settings.epochs)) / 2
+
+
+def new_accelerator(settings: Settings) -> Accelerator:
+    """An Accelerator of the settings' precision, even if the process has had one of another precision."""
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision(settings))
 
 
 def precision(settings: Settings) -> str:

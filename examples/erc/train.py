@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import broadcast_object_list, send_to_device, set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +28,7 @@ from .evaluate import Encoded, Guesses, Heads, encode, progress_bar, reference_s
 from .files import InputError
 from .folder import Progress, RunFolder, atomically, restore_checkpoint, save_checkpoint
 from .inputs import Sample, collate, lay_out
-from .model import CLIP_NORM, EmotionModel, load_encoder, loss_options, precision, rate_factor
+from .model import CLIP_NORM, EmotionModel, load_encoder, loss_options, new_accelerator, rate_factor
 from .report import Run, environment, write_run
 from .settings import Settings
 
@@ -41,12 +41,14 @@ def train(
     """Trains and scores one model. Returns what result.json holds.
 
     If the folder `output` already holds a run, `resume` continues it and `overwrite` replaces it. Without either, this
-    is an InputError.
+    is an InputError. Several processes use the folder that the first one names.
     """
+    if resume and overwrite:
+        raise ValueError("expected at most one of resume and overwrite; received both")
     if corpus.name != settings.dataset:
         raise ValueError(f"corpus must be {settings.dataset}, as in the settings; received {corpus.name}")
-    accelerator = Accelerator(mixed_precision=precision(settings))
-    folder = RunFolder(output)
+    accelerator = new_accelerator(settings)
+    folder = RunFolder(broadcast_object_list([str(output)])[0])
     with folder.locked() if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             folder.open(settings, resume=resume, overwrite=overwrite)

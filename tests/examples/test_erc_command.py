@@ -68,6 +68,7 @@ def test_or_practice_says_so_and_goes_on(nowhere, capsys, trained):
         (["--practice", "--colour", "red"], "error: unrecognized arguments: --colour red"),
         (["--practice", "--colour", "red"], "--help lists the options"),
         (["--practice", "--temperature", "0"], "temperature must be at least"),
+        (["--resume", "--overwrite"], "error: argument --overwrite: not allowed with argument --resume"),
         (["--practice", "--output", "bad/file"], "error: bad/file is a file: --output must name a folder\n"),
         (["--practice", "--output", "bad/file/run"], "error: bad/file is a file: --output must name a folder\n"),
         (["--practice", "--output", "bad/file", "--resume"], "is a file: --output must name a folder\n"),
@@ -90,6 +91,14 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(nowhere, monkeypatch, c
     assert (code, said.out) == (2, "")
     assert error in said.err and said.err.startswith("error: ") and said.err.count("\n") == 1
     assert not (nowhere / "run").exists()
+
+
+def test_what_to_resume_must_be_named(nowhere, capsys, trained):
+    with pytest.raises(SystemExit) as exit:
+        command.main("MELD", None, ["--practice", "--resume"])
+    said = capsys.readouterr()
+    assert (exit.value.code, said.out, trained) == (2, "", [])
+    assert said.err.startswith("error: --resume needs --output, the folder of the run to continue; ")
 
 
 def test_the_table_counts_what_is_used(nowhere, capsys, trained):
@@ -173,11 +182,12 @@ def test_two_processes_train_one_model_and_continue_it_exactly(encoder, tmp_path
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests/examples')!r}, {str(ROOT / 'examples')!r}]\n"
-        "import erc_tiny\n"
+        "import os, erc_tiny\n"
         "from erc import train as training\n"
         "from erc.train import Training, train\n"
         f"settings = erc_tiny.settings({encoder!r}, epochs=2, inputs='dialogues', curriculum='all')\n"
-        f"train(settings, erc_tiny.corpus(), {str(tmp_path / 'run')!r})\n"
+        "named = {'0': 'run', '1': 'run-a-second-later'}[os.environ['RANK']]\n"  # as a clock names it by default
+        f"train(settings, erc_tiny.corpus(), {str(tmp_path)!r} + '/' + named)\n"
         "step, steps = Training.step, []\n"
         "def interrupted(self, factor):\n"
         "    steps.append(factor)\n"
@@ -196,6 +206,7 @@ def test_two_processes_train_one_model_and_continue_it_exactly(encoder, tmp_path
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert result["processes"] == 2
+    assert not (tmp_path / "run-a-second-later").exists()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0]["samples"] == 48  # in twelve batches, of which each of the two processes trains on six
     assert lines[0]["updates"] == 6

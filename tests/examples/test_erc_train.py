@@ -20,9 +20,11 @@ from safetensors import safe_open
 import erc_tiny
 import spcl_loss
 from erc import report, train
+from erc.data import Dialogue
 from erc.files import InputError
 from erc.folder import FIGURES, RunFolder, read_checkpoint
 from erc.settings import HEADS, OBJECTIVES, Settings
+from erc_predict import Classifier
 from spcl_loss import METHODS, supervised_prototypical_contrastive_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -331,10 +333,25 @@ def test_a_run_of_another_version_is_overwritten_and_a_kill_meanwhile_leaves_a_r
 
 
 def test_what_cannot_be_used_is_refused_before_training(encoder, tmp_path):
+    with pytest.raises(ValueError, match="at most one of resume and overwrite; received both"):
+        train.train(erc_tiny.settings(encoder), erc_tiny.corpus(), tmp_path, resume=True, overwrite=True)
     with pytest.raises(ValueError, match="corpus must be MELD, as in the settings; received tiny"):
         train.train(erc_tiny.settings(encoder, dataset="MELD"), erc_tiny.corpus(), tmp_path)
     with pytest.raises(InputError, match="the test split of tiny has no labelled turn"):
         train.train(erc_tiny.settings(encoder), replace(erc_tiny.corpus(), test=()), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_runs_of_one_process_can_differ_in_precision(encoder, tmp_path):
+    for precision, name in {"fp32": "no", "bf16": "bf16"}.items():
+        settings = erc_tiny.settings(encoder, precision=precision, epochs=1, curriculum="all")
+        assert train.train(settings, erc_tiny.corpus(), tmp_path / precision)["precision"] == name
+    texts = [Dialogue(one.id, one.turns) for one in erc_tiny.corpus().dev]
+    first, second = (Classifier(tmp_path / precision) for precision in ("fp32", "bf16"))
+    for classifier in (first, second, first):
+        with (classifier.folder.predictions).open(encoding="utf-8", newline="") as file:
+            said = [row["prototype"] for row in csv.DictReader(file) if row["split"] == "dev"]
+        assert [label for labels in classifier.label(texts) for label in labels] == said
 
 
 DIALOGUES = {"inputs": "dialogues", "context_turns": 1}
