@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from erc.command import Parser, exit_code
-from erc.data import Dialogue, read_dialogues
+from erc.data import Dialogue, as_in_training, read_dialogues
 from erc.evaluate import Encoded, Heads, encode
 from erc.files import InputError
 from erc.folder import RunFolder
@@ -47,8 +47,9 @@ class Classifier:
 
     def label(self, dialogues: Sequence[Dialogue]) -> list[list[str]]:
         """The label of every turn."""
+        cleaned = as_in_training(dialogues, self.settings.dataset, "dialogues")
         # The inputs are made of turns with a label; here each gets one that nothing reads.
-        asked = [replace(one, turns=tuple(replace(turn, label=0) for turn in one.turns)) for one in dialogues]
+        asked = [replace(one, turns=tuple(replace(turn, label=0) for turn in one.turns)) for one in cleaned]
         samples = lay_out(asked, self.tokenizer, self.settings).samples
         encoded = encode(self.model, samples, self.accelerator, self.settings.batch_size, "dialogues")
         reference = {name: tensor.numpy() for name, tensor in stored(self.folder.reference).items()}

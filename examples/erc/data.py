@@ -119,13 +119,27 @@ def read_iemocap(path: Path) -> tuple[Dialogue, ...]:
     A turn on which the annotators did not agree on one of the six emotions has no label.
     """
     dialogues = read_dialogues(path, IEMOCAP_CODES, " (leave the label of any other emotion out)")
-    return tuple(replace(dialogue, turns=tuple(_neutral_turns(path, dialogue))) for dialogue in dialogues)
+    return as_in_training(dialogues, "IEMOCAP", path)
 
 
-def _neutral_turns(path: Path, dialogue: Dialogue) -> Iterator[Turn]:
+def as_in_training(dialogues: Iterable[Dialogue], dataset: str, place: object) -> tuple[Dialogue, ...]:
+    """Dialogues with names and text cleaned as in the dataset. Errors name the place; dialogues of one's own stay."""
+    if dataset == OWN:
+        return tuple(dialogues)
+    if dataset == "IEMOCAP":
+        return tuple(replace(one, turns=tuple(_neutral_turns(place, one))) for one in dialogues)
+
+    def plain(turn: Turn) -> Turn:
+        speaker = speaker_name([turn.speaker]) if dataset == "EmoryNLP" else plain_text(turn.speaker)
+        return replace(turn, speaker=speaker, text=plain_text(turn.text))
+
+    return tuple(replace(one, turns=tuple(map(plain, one.turns))) for one in dialogues)
+
+
+def _neutral_turns(place: object, dialogue: Dialogue) -> Iterator[Turn]:
     speakers = list(dict.fromkeys(turn.speaker.upper() for turn in dialogue.turns))
     if len(speakers) > (most := len(NEUTRAL_NAMES)):
-        raise InputError(f"{path}[{dialogue.id}]: expected at most {most} speakers; received {len(speakers)}")
+        raise InputError(f"{place}[{dialogue.id}]: expected at most {most} speakers; received {len(speakers)}")
     for turn in dialogue.turns:
         said = " ".join(plain_text(TRANSCRIBERS_MARK.sub(" ", turn.text)).split())
         yield replace(turn, speaker=NEUTRAL_NAMES[speakers.index(turn.speaker.upper())], text=said)

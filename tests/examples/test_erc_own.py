@@ -11,6 +11,7 @@ import erc_tiny
 from erc import command
 from erc.data import load_corpus
 from erc.files import InputError
+from erc.inputs import lay_out
 from erc.settings import HEADS
 from erc.train import train
 
@@ -95,6 +96,31 @@ def test_new_dialogues_get_the_labels_that_the_run_gave_them(run, own, capsys, h
     given = json.loads((own / "dev.json").read_text())
     for dialogue, original in zip(spoken, given, strict=True):
         assert [(t["speaker"], t["text"]) for t in dialogue] == [(t["speaker"], t["text"]) for t in original]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "read"),
+    [
+        ("MELD", ("Ses01F Bee", "It's [LAUGHTER]  so")),
+        ("EmoryNLP", ("Ses01F", "It's [LAUGHTER]  so")),
+        ("IEMOCAP", ("Robin", "It's so")),
+        ("own", ("Ses01F Bee", "\u201cIt\u2019s [LAUGHTER]  so\u201d")),
+    ],
+)
+def test_the_model_gets_the_text_as_in_training_and_the_user_as_in_the_file(
+    run, tmp_path, monkeypatch, capsys, dataset, read
+):
+    shutil.copytree(run, tmp_path / "run")
+    settings = tmp_path / "run" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"dataset": dataset}))
+    turn = {"speaker": "Ses01F Bee", "text": "\u201cIt\u2019s [LAUGHTER]  so\u201d"}
+    (tmp_path / "new.json").write_text(json.dumps([[turn]]))
+    seen = []
+    monkeypatch.setattr(erc_predict, "lay_out", lambda talks, *rest: seen.extend(talks) or lay_out(talks, *rest))
+    assert erc_predict.main([str(tmp_path / "run"), str(tmp_path / "new.json")]) == 0
+    assert [(turn.speaker, turn.text) for dialogue in seen for turn in dialogue.turns] == [read]
+    (((spoken,),)) = json.loads(capsys.readouterr().out)
+    assert {**spoken, "label": None} == {**turn, "label": None} and spoken["label"] in erc_tiny.LABELS
 
 
 def test_what_cannot_be_used_is_one_line_and_exit_code_2(run, own, tmp_path, capsys):

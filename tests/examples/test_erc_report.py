@@ -255,7 +255,7 @@ def test_a_run_of_an_earlier_version_is_left_out_of_the_report(finished, tmp_pat
         (["--arm", "open=--encoder 'x"], "out", 'received "--encoder \'x": No closing quotation\n'),
         (["--", "--epoch", "3", "--colour", "red"], "out", "unrecognized arguments: --colour red"),
         (["--", "--seed", "3"], "out", "error: --seeds names the seeds of all arms; received --seed 3"),
-        (["--arm", "a=--epochs 2 --seed 3"], "out", "'--epochs 2 --seed 3': --seeds names the seeds of all arms; receiv"),
+        (["--arm", "own=--seed 3"], "out", "received '--seed 3': --seeds names the seeds of all arms; receiv"),
         ([], "file/out", "file is a file: --output must name a folder\n"),
     ],
 )
