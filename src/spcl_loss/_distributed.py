@@ -50,8 +50,10 @@ class Batch(NamedTuple):
     ranks: Ranks | None = None
 
 
-def gather_batch(own: Batch, group: dist.ProcessGroup | None, settings: Mapping[str, object]) -> Batch:
-    """The batch of all ranks; `settings` are what has to be the same on each of them.
+def gather_batch(
+    own: Batch, group: dist.ProcessGroup | None, settings: Mapping[str, object], state: Mapping[str, Tensor]
+) -> Batch:
+    """The batch of all ranks; `settings` and `state`, () int64 each, are what has to be the same on each of them.
 
     No gradient is sent. Every rank computes the same loss of the same batch, and the complete gradient of its own rows
     times the number of ranks, by which DDP divides when it averages.
@@ -65,7 +67,7 @@ def gather_batch(own: Batch, group: dist.ProcessGroup | None, settings: Mapping[
     for name, tensor in (("prototypes", own.prototypes), ("candidates", own.candidates)):
         agreed[f"shape of {name}"] = None if tensor is None else tuple(tensor.shape)
         agreed[f"requires_grad of {name}"] = tensor is not None and tensor.requires_grad
-    ranks = Ranks(_agree(own.embeddings, world_size(group), group, agreed), dist.get_rank(group), group)
+    ranks = Ranks(_agree(own.embeddings, world_size(group), group, agreed, state), dist.get_rank(group), group)
     sample_weight = own.sample_weight
     return Batch(
         embeddings=_with_own_gradient(ranks, own.embeddings),
@@ -102,35 +104,52 @@ def refusing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         size = world_size(group)
-        _exchange(0, _REFUSED, size, group)
+        _exchange(0, _REFUSED, {}, size, group)
         _gather_objects(str(error), size, group)
         raise
 
 
-_REFUSED = -1  # in place of a checksum: it agrees with none
+_REFUSED = -1  # Sent instead of a checksum by a rank that refused its batch. It equals no checksum.
+_STRIDE = 6364136223846793005  # odd and large: one number is not mistaken for another
 
 
-def _agree(embeddings: Tensor, size: int, group: dist.ProcessGroup | None, settings: Mapping[str, object]) -> list[int]:
-    """Returns how many rows each rank holds. Where settings differ, all ranks raise the same error."""
+def _agree(
+    embeddings: Tensor,
+    size: int,
+    group: dist.ProcessGroup | None,
+    settings: Mapping[str, object],
+    state: Mapping[str, Tensor],
+) -> list[int]:
+    """Returns how many rows each rank holds. Where settings or state differ, all ranks raise the same error."""
     rows = embeddings.shape[0]
     if torch.compiler.is_compiling():  # a graph has fixed shapes: all batches have to be as long as this one
         counts = torch.empty(size, dtype=torch.int64, device=embeddings.device)
         _all_gather(counts, torch.full((1,), rows, device=embeddings.device), group=group)
         torch._assert_async((counts == rows).all(), "ranks must hold equally many rows when the loss is compiled")
         return [rows] * size
-    headers = _exchange(rows, crc32(repr(settings).encode()), size, group)
+    headers = _exchange(rows, crc32(repr(settings).encode()), state, size, group)
     if len({checksum for _, checksum in headers}) > 1:
         shown = {name: repr(value) for name, value in settings.items()}
+        shown |= {name: str(int(number)) for name, number in state.items()}
         raise ValueError(_disagreement(_gather_objects(shown, size, group)))
     return [count for count, _ in headers]
 
 
-def _exchange(rows: int, checksum: int, size: int, group: dist.ProcessGroup | None) -> list[list[int]]:
-    """(rows, checksum) of every rank. Uses the CPU where the group can, so as not to wait for a GPU's queue."""
+def _exchange(
+    rows: int, checksum: int, state: Mapping[str, Tensor], size: int, group: dist.ProcessGroup | None
+) -> list[list[int]]:
+    """(rows, checksum) of every rank; the state is part of the checksum where it is on the same device.
+
+    Uses the CPU where the group can, so as not to wait for a GPU's queue.
+    """
     devices = [pair.split(":")[0] for pair in dist.get_backend_config(group).split(",")]
     device = "cpu" if "cpu" in devices else devices[0]
     headers = torch.empty(size, 2, dtype=torch.int64, device=device)
-    _all_gather(headers, torch.tensor([[rows, checksum]], device=device), group=group)
+    own = torch.tensor([[rows, checksum]], device=device)
+    for number in state.values():
+        if number.device.type == own.device.type:
+            own[:, 1].mul_(_STRIDE).add_(number)
+    _all_gather(headers, own, group=group)
     values: list[list[int]] = headers.tolist()
     return values
 

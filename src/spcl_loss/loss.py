@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -117,29 +118,35 @@ def supervised_prototypical_contrastive_loss(
     batch = Batch(
         embeddings, labels, prototypes, prototype_mask, candidates, candidate_labels, class_weights, sample_weight
     )
-    return loss_of_batch(checked_batch(batch, options), options)
+    with refusing(options):
+        batch = checked_batch(batch, options)
+    return loss_of_batch(gathered_batch(batch, options, {}, {}), options)
 
 
-def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -> Batch:
-    """The batch with labels of -1 for what is ignored, after a check; with `gather_distributed` that of all ranks.
+def refusing(options: Options) -> AbstractContextManager[None]:
+    """Within it an error of this rank becomes one of all ranks that share a batch."""
+    # Compiled graphs cannot contain the collective that reports an error.
+    together = _shared(options) and not torch.compiler.is_compiling()
+    return refusing_together(options.process_group) if together else nullcontext()
 
-    With the `queue` (C, M, D) of a memory the batch has to fit that too.
-    """
-    group = options.process_group
-    shared = options.gather_distributed and world_size(group) > 1
-    together = shared and not torch.compiler.is_compiling()  # a graph cannot carry what is sent after an error
-    with refusing_together(group) if together else nullcontext():
-        options.check()
-        batch = _checked_tensors(batch, options, queue)
-    if not shared:
+
+def _shared(options: Options) -> bool:
+    return options.gather_distributed and world_size(options.process_group) > 1
+
+
+def gathered_batch(
+    batch: Batch, options: Options, of_memory: Mapping[str, object], state: Mapping[str, Tensor]
+) -> Batch:
+    """What `checked_batch` returned; with `gather_distributed` that of all ranks, which agree on the rest."""
+    if not _shared(options):
         return batch
     settings: dict[str, object] = dict(zip(Options._fields, options, strict=True))
     del settings["process_group"]  # a handle, different on every rank
-    return gather_batch(batch, group, settings)
+    return gather_batch(batch, options.process_group, {**settings, **of_memory}, state)
 
 
 def loss_of_batch(batch: Batch, options: Options) -> Tensor:
-    """The loss of what `checked_batch` returned."""
+    """The loss of what `gathered_batch` returned."""
     with full_precision(batch.embeddings.device.type):
         losses, counted, labels, _ = losses_of_anchors(batch, options)
         weights = _anchor_weights(losses, labels, batch)
@@ -246,8 +253,12 @@ def _reduce(losses: Tensor, counted: Tensor, weights: Tensor | None, reduction: 
     return weighted.sum() / (total.clamp_min(1) if weights is None else total.masked_fill(total == 0, 1))
 
 
-def _checked_tensors(batch: Batch, options: Options, queue: Tensor | None) -> Batch:
-    """Raises where the tensors do not fit one another, the options or the memory."""
+def checked_batch(batch: Batch, options: Options, queue: Tensor | None = None) -> Batch:
+    """The batch with labels of -1 for what is ignored. Raises where it, the options or the `queue` do not fit.
+
+    `queue` is that of a memory, (C, M, D).
+    """
+    options.check()
     embeddings, prototypes, candidates = batch.embeddings, batch.prototypes, batch.candidates
     check_embeddings(embeddings, queue)
     rows, width = embeddings.shape

@@ -233,6 +233,7 @@ class PrototypeMemory(Restorable):
 
         As for `prototypes`, a class with fewer than `support_size` entries has its fallback centre if one was set.
         """
+        self._check_support_size(self.queue_size)
         counts = self.counts[:, None].clamp_min(1)
         means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts  # free slots are zero
         return self._with_fallbacks(means.to(self.queue.dtype)), self._exist()

@@ -16,7 +16,7 @@ from spcl_loss._diagnostics import diagnose
 from spcl_loss._distributed import Batch
 from spcl_loss._numerics import computed_dtype, full_precision, matmul, unit_rows
 from spcl_loss._state import Restorable
-from spcl_loss.loss import checked_batch, loss_of_batch
+from spcl_loss.loss import checked_batch, gathered_batch, loss_of_batch, refusing
 from spcl_loss.memory import PrototypeMemory
 from spcl_loss.methods import ContrastKind, Impl, Options, Positives, Reduction, Similarity
 
@@ -30,7 +30,9 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
 
     With `gather_distributed` every rank enqueues the rows of all ranks, in rank order. The memories then stay the same
     to the bit, and nothing is broadcast. Every rank has to make every call, in evaluation too. To evaluate on one rank
-    alone, set ``criterion.gather_distributed = False`` first.
+    alone, set ``criterion.gather_distributed = False`` first. In eager code all ranks raise an error where their settings
+    differ, or the seeds or draw counters of their memories. Those of memories on a GPU are compared only if the process
+    group has no CPU backend.
 
     Args:
         num_classes: C.
@@ -173,22 +175,27 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         if update_memory:
             check_outside_backward()
         options = self._options()
-        prototypes, exist = self._prototypes(prototypes)
-        batch = Batch(
-            embeddings, labels, prototypes, exist, candidates, candidate_labels, self.class_weights, sample_weight
-        )
         # With `gather_distributed` the batch is that of all ranks, and each enqueues it: so their memories stay equal.
-        batch = checked_batch(batch, options, self.memory.queue)
+        batch = self._batch(
+            options, prototypes, embeddings, labels, candidates, candidate_labels, self.class_weights, sample_weight
+        )
         loss = loss_of_batch(batch, options)
         if update_memory:
             self.memory._end_step(batch.embeddings, batch.labels)
         return loss
 
-    def _prototypes(self, learned: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The prototypes to compare with, and which of them exist."""
-        if learned is not None:
-            return learned, None
-        return self.memory.prototypes(advance=False) if self.training else self.memory.centroids()
+    def _batch(
+        self, options: Options, learned: Tensor | None, embeddings: Tensor, labels: Tensor, *others: Any
+    ) -> Batch:
+        """The batch with the prototypes to compare with, after a check; with `gather_distributed` that of all ranks."""
+        memory = self.memory
+        with refusing(options):
+            prototypes, exist = learned, None
+            if learned is None:
+                prototypes, exist = memory.prototypes(advance=False) if self.training else memory.centroids()
+            batch = checked_batch(Batch(embeddings, labels, prototypes, exist, *others), options, memory.queue)
+        settings = {"training": self.training, "support_size": memory.support_size, "queue_size": memory.queue_size}
+        return gathered_batch(batch, options, settings, {"seed": memory.seed, "draw counter": memory.draws})
 
     def diagnostics(self, embeddings: Tensor, labels: Tensor, *, prototypes: Tensor | None = None) -> dict[str, Tensor]:
         """What the loss sees in a batch. Changes no state, has no gradient, and waits for no GPU.
@@ -222,9 +229,8 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             TypeError, ValueError: as the loss.
         """
         options = self._options()
-        prototypes, exist = self._prototypes(prototypes)
-        batch = Batch(embeddings, labels, prototypes, exist, None, None, None, None)
-        return diagnose(checked_batch(batch, options, self.memory.queue), options, self.memory)
+        batch = self._batch(options, prototypes, embeddings, labels, None, None, None, None)
+        return diagnose(batch, options, self.memory)
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Scores of embeddings (N, D) against the centroids: (N, C), -inf where a class has none.

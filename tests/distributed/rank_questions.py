@@ -200,7 +200,20 @@ def disagreements(rank, world_size):
     def say(*arguments, **options):
         return error_of(spcl, *arguments, gather_distributed=True, **options)
 
+    def say_of_memory(change, **options):
+        criterion = SupervisedPrototypicalContrastiveLoss(2, 8, support_size=4, gather_distributed=True, **options)
+        change(criterion)
+        return error_of(criterion, embeddings, labels)
+
+    def support(size):
+        return lambda criterion: setattr(criterion.memory, "support_size", size)
+
     return {
+        "seed": say_of_memory(lambda criterion: None, seed=int(odd)),
+        "draws": say_of_memory(lambda criterion: criterion.memory.prototypes() if odd else None),
+        "training": say_of_memory(lambda criterion: criterion.train(not odd)),
+        "support_size": say_of_memory(support(4 if odd else 3)),
+        "refused support_size": say_of_memory(support(0 if odd else 3)),
         "width": say(embeddings[:, : 7 if odd else 8], labels),
         "dtype": say(embeddings.double() if odd else embeddings, labels),
         "temperature": say(embeddings, labels, temperature=0.1 if odd else 0.05),

@@ -156,6 +156,10 @@ DISAGREEMENTS = {
     "sample_weight": ("dtype of sample_weight", "None on rank 0", "torch.float32 on rank 2"),
     "learned": ("requires_grad of prototypes", "False on rank 0", "True on rank 2"),
     "prototypes": ("shape of prototypes", "(2, 8) on rank 0", "(3, 8) on rank 2"),
+    "seed": ("seed", "0 on rank 0", "1 on rank 2"),
+    "draws": ("draw counter", "0 on rank 0", "1 on rank 2"),
+    "training": ("training", "True on rank 0", "False on rank 2"),
+    "support_size": ("support_size", "3 on rank 0", "4 on rank 2"),
 }
 
 
@@ -173,6 +177,7 @@ def test_a_batch_that_one_rank_refuses_is_an_error_on_all(answers):
     for other in others:
         assert "rank 2 refused its own: labels must be classes" in other["refused"]
         assert "rank 2 refused its own: temperature must be" in other["refused option"]
+        assert "rank 2 refused its own: support_size must be" in other["refused support_size"]
     assert not any(answer["none"] for answer in [*others, odd])
 
 
