@@ -41,7 +41,7 @@ FILES = {  # module: the files of tests that concern it
     "difficulty.py": ("difficulty",),
     "curriculum.py": ("curriculum",),
     "_sampling.py": ("sampling", "curriculum"),
-    "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages", "checks"),
+    "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages"),
     "_numerics.py": ("numerics", "loss", "operator", "similarity"),
     "_similarity/dense.py": ("similarity", "operator", "loss"),
     "_similarity/strips.py": ("similarity", "operator", "loss"),

@@ -566,14 +566,6 @@ def test_bad_calls_name_expected_and_received_and_change_nothing(error, message,
     assert list(curriculum) == list(untouched)
 
 
-def test_observations_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr("spcl_loss.curriculum._MAX_WAITING", 3)
-    one = sampler()
-    for _ in range(10):
-        observe_all(one)
-        assert len(one._observed) < 3
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scores_are_copied(dtype):
     scores = torch.rand(20, dtype=dtype)

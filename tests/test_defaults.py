@@ -191,4 +191,9 @@ def test_the_loss_has_the_defaults_of_its_description():
     assert torch.equal(loss(ROWS, LABELS, CENTERS), loss(ROWS, LABELS, CENTERS, **explicit))
     module = SupervisedPrototypicalContrastiveLoss(4, 16)
     assert {name: getattr(module, name) for name in explicit} == explicit
-    assert (module.memory.queue.shape[1], module.memory.support_size) == (256, 64)
+    settings = explicit | {"process_group": None}
+    assert {*module.extra_repr().split(", ")} == {f"{name}={value!r}" for name, value in settings.items()}
+    for memory in (module.memory, PrototypeMemory(4, 16)):
+        sizes = (memory.queue_size, memory.support_size, int(memory.seed), int(memory.draws), memory.ignore_index)
+        assert sizes == (256, 64, 0, 0, -100)
+        assert "num_classes=4, embedding_dim=16, queue_size=256, support_size=64" in repr(memory)

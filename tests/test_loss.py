@@ -393,26 +393,58 @@ BAD_INPUT = {
     "labels no tensor": (TypeError, "tensor", "list", {"labels": [0, 1, 0, 1]}),
     "labels of floats": (TypeError, "integer", "float32", {"labels": Y.float()}),
     "labels of another length": (ValueError, "(4,)", "(3,)", {"labels": Y[:3]}),
-    "labels two-dimensional": (ValueError, "(4,)", "(4, 1)", {"labels": Y[:, None]}),
     "labels in a column": (ValueError, "labels.squeeze(-1)", "(4, 1)", {"labels": Y[:, None]}),
     "labels one-hot": (ValueError, "labels.argmax(1)", "(4, 2)", {"labels": torch.eye(2, dtype=torch.long)[Y]}),
     "labels one-hot and floating": (ValueError, "labels.argmax(1)", "(4, 2)", {"labels": torch.eye(2)[Y]}),
-    "views": (ValueError, "embeddings.flatten(0, 1)", "(2, 2, 3)", {"embeddings": X.view(2, 2, 3)}),
-    "labels of views": (ValueError, "labels.repeat_interleave(2)", "(2, 2, 3)", {"embeddings": X.view(2, 2, 3)}),
+    "views": (
+        ValueError,
+        "2 views of each sample, flatten them with embeddings.flatten(0, 1) and repeat the labels with "
+        "labels.repeat_interleave(2)",
+        "(2, 2, 3)",
+        {"embeddings": X.view(2, 2, 3)},
+    ),
     "images": (ValueError, "embeddings.flatten(1)", "(4, 3, 2, 2)", {"embeddings": drawn(4, 3, 2, 2)}),
     "a single row": (ValueError, "embeddings[None]", "(3,)", {"embeddings": X[0]}),
-    "label too large": (ValueError, "2", "7", {"labels": torch.tensor([0, 1, 0, 7])}),
-    "label negative": (ValueError, "-100", "-3", {"labels": torch.tensor([0, 1, 0, -3])}),
-    "prototypes of another width": (ValueError, "(C, 3)", "(2, 5)", {"prototypes": drawn(2, 5)}),
+    "embeddings without dimensions": (ValueError, "Pass a tensor whose sizes", "()", {"embeddings": X[0, 0]}),
+    "label too large": (
+        ValueError,
+        "labels must be classes from 0 on below 2, or ignore_index=-100",
+        "received 2",
+        {"labels": torch.tensor([0, 1, 0, 2])},
+    ),
+    "label negative": (ValueError, "-100", "received -3", {"labels": torch.tensor([-100, 1, -3, -2])}),
+    "label negative without prototypes": (
+        ValueError,
+        "labels must be classes from 0 on, or ignore_index=-100",
+        "received -1",
+        {"labels": torch.tensor([0, -1, -100, 0]), "prototypes": None},
+    ),
+    "prototypes of another width": (
+        ValueError,
+        "(C, 3); received (2, 5). Pass a tensor whose sizes match those of the other arguments",
+        "(2, 5)",
+        {"prototypes": drawn(2, 5)},
+    ),
     "prototypes one-dimensional": (ValueError, "(C, 3)", "(3,)", {"prototypes": P[0]}),
     "prototypes of integers": (TypeError, "float", "int64", {"prototypes": P.long()}),
     "prototypes on another device": (ValueError, "cpu", "meta", {"prototypes": P.to("meta")}),
     "labels on another device": (ValueError, "cpu", "meta", {"labels": Y.to("meta")}),
-    "mask of another length": (ValueError, "(2,)", "(3,)", {"prototype_mask": torch.ones(3, dtype=torch.bool)}),
+    "mask of another length": (
+        ValueError,
+        "(2,); received (3,). Pass as many entries as there are classes",
+        "(3,)",
+        {"prototype_mask": torch.ones(3, dtype=torch.bool)},
+    ),
     "mask of integers": (TypeError, "bool", "int64", {"prototype_mask": torch.ones(2, dtype=torch.int64)}),
     "class weights of integers": (TypeError, "class_weights must be a floating", "int64", {"class_weights": Y[:2]}),
     "class weights of another length": (ValueError, "(3, 3)", "(2, 3)", {"class_weights": torch.ones(3)}),
-    "sample weight of another length": (ValueError, "(4,)", "(2,)", {"sample_weight": torch.ones(2)}),
+    "class weights with two dimensions": (ValueError, "Pass a tensor whose sizes", "(2, 3)", {"class_weights": P}),
+    "sample weight of another length": (
+        ValueError,
+        "(4,); received (2,). Pass as many entries as there are rows",
+        "(2,)",
+        {"sample_weight": torch.ones(2)},
+    ),
     "temperature zero": (ValueError, "above 1e-06", "0", {"temperature": 0.0}),
     "temperature negative": (ValueError, "above 1e-06", "-0.1", {"temperature": -0.1}),
     "temperature that overflows": (ValueError, "above 1e-06", "1e-40", {"temperature": 1e-40}),
@@ -421,9 +453,17 @@ BAD_INPUT = {
     "embeddings of eight bits": (TypeError, "16, 32 or 64", "float8", {"embeddings": X.to(torch.float8_e4m3fn)}),
     "sparse embeddings": (TypeError, "dense", "sparse_coo", {"embeddings": X.detach().to_sparse()}),
     "temperature NaN": (ValueError, "finite", "nan", {"temperature": float("nan")}),
+    "temperature infinite": (ValueError, "finite", "inf", {"temperature": math.inf}),
+    "temperature at its bound": (ValueError, "a finite number above 1e-06", "1e-06", {"temperature": 1e-6}),
+    "temperature True": (TypeError, "a Python number", "bool", {"temperature": True}),
+    "temperature in a tensor": (TypeError, "a Python number", "Tensor", {"temperature": torch.tensor(0.1)}),
+    "temperature in a text": (TypeError, "a Python number", "str", {"temperature": "1"}),
+    "easy threshold infinite": (ValueError, "must be a finite number;", "-inf", {"easy_threshold": -math.inf}),
     "easy threshold no number": (TypeError, "easy_threshold", "str", {"easy_threshold": "low"}),
     "easy threshold NaN": (ValueError, "easy_threshold", "nan", {"easy_threshold": float("nan")}),
-    "ignore_index too large": (ValueError, "below 9223372036854775808", "10000", {"ignore_index": 10**30}),
+    "ignore_index too large": (ValueError, "below 9223372036854775808", "received 9223", {"ignore_index": 2**63}),
+    "ignore_index True": (TypeError, "ignore_index must be an int", "bool", {"ignore_index": True}),
+    "ignore_index 1.0": (TypeError, "ignore_index must be an int", "float", {"ignore_index": 1.0}),
     "ignore_index no int": (TypeError, "ignore_index", "str", {"ignore_index": "-100"}),
     "no width": (ValueError, "at least 1", "0", {"embeddings": X[:, :0], "prototypes": P[:, :0]}),
     "candidates without labels": (ValueError, "candidate_labels=None", "belong together", {"candidates": P}),
@@ -439,6 +479,12 @@ BAD_INPUT = {
         "candidate_labels must have shape (2,)",
         "(4,)",
         {"candidates": P, "candidate_labels": Y},
+    ),
+    "candidate labels one-hot": (
+        ValueError,
+        "candidate_labels.argmax(1)",
+        "(4, 3)",
+        {"candidates": X, "candidate_labels": torch.ones(4, 3)},
     ),
     "candidate label too large": (
         ValueError,
@@ -482,10 +528,9 @@ def test_bad_input_names_expected_and_received(case):
     assert received in str(caught.value)
 
 
-def test_an_anchor_whose_class_is_all_that_takes_part_has_no_negative():
-    """Ignored rows are none either."""
-    labels = torch.tensor([0, -100, 0, 0, -100])
-    assert not spcl(drawn(5, 3), labels, contrast="negatives", reduction="none").any()
+@pytest.mark.parametrize(("option", "value"), [("temperature", 1), ("easy_threshold", -3), ("easy_threshold", 0)])
+def test_numbers_may_be_ints(option, value):
+    assert torch.equal(spcl(X, Y, P, **{option: value}), spcl(X, Y, P, **{option: float(value)}))
 
 
 def test_places_and_class_sizes_have_32_bits():

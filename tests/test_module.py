@@ -197,10 +197,11 @@ class TestForward:
 
     @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
     @pytest.mark.parametrize("impl", ["dense", "strips"])
-    def test_a_poisoned_step_has_a_nan_loss_and_never_happened(self, poison, impl):
+    @pytest.mark.parametrize("row", [1, 9, 4, 6])  # one of each class
+    def test_a_poisoned_step_has_a_nan_loss_and_never_happened(self, poison, impl, row):
         criterion, (embeddings, labels) = trained(impl=impl), batch(9)
         before = copy.deepcopy(criterion)
-        embeddings[4, 2] = poison
+        embeddings[row, 2] = poison
         value, gradient = oracle.value_and_gradients(criterion, embeddings, labels)
         assert value.isnan()
         assert gradient.isnan().any()  # what gradient scalers look at
@@ -366,19 +367,6 @@ class TestState:
         for seed in range(3):
             assert torch.equal(criterion(*batch(seed)), new(*batch(seed)))
 
-    def test_hugging_face_checkpoint_without_class_weights(self):
-        criterion = trained(class_weights=torch.ones(C))
-        with torch.device("meta"):
-            other = module(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0], device="cpu"))
-        other.class_weights = torch.full((C,), torch.nan)
-        for name, value in criterion.memory.state_dict().items():
-            value = value.clone()
-            value._is_hf_initialized = True
-            setattr(other.memory, name, value)
-        assert other.memory._is_hf_initialized and other._is_hf_initialized
-        assert_same_state(other.memory, criterion.memory)
-        assert other.class_weights.tolist() == [1, 2, 3, 4]
-
     def test_copies_keep_the_process_group_and_pickles_say_that_they_do_not(self):
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -396,8 +384,11 @@ class TestState:
                 file = io.BytesIO()
                 save(criterion, file)
                 file.seek(0)
-                with pytest.warns(UserWarning, match=r"Set criterion\.process_group"):
+                with pytest.warns(
+                    UserWarning, match=r"process_group is not part.*Set criterion\.process_group"
+                ) as caught:
                     other = load(file)
+                assert load is not pickle.load or caught[0].filename == __file__
                 assert other.process_group is None
                 assert criterion.process_group is group
                 assert_same_state(other, criterion)
@@ -458,16 +449,6 @@ class TestState:
         assert criterion(embeddings.requires_grad_(), torch.tensor([0, 0, 1])).isfinite()
         assert memory.counts.tolist() == [1, 1]
 
-    def test_defaults(self):
-        criterion = SupervisedPrototypicalContrastiveLoss(C, D)
-        memory = criterion.memory
-        assert (memory.queue_size, memory.support_size, int(memory.seed)) == (256, 64, 0)
-        assert criterion.extra_repr() == (
-            "temperature=0.05, similarity='shifted_cosine', positives='inside', contrast='all', easy_threshold=None, "
-            "prototype_anchors=False, ignore_index=-100, reduction='mean', process_group=None, "
-            "gather_distributed=False, impl='auto'"
-        )
-
     def test_the_loss_has_no_parameters(self):
         assert not list(module().parameters())
 
@@ -479,7 +460,12 @@ BAD_CONSTRUCTION = {
     "memory of another type": (TypeError, "PrototypeMemory", "int", {"memory": 3}),
     "temperature": (ValueError, "above 1e-06", "-1", {"temperature": -1.0}),
     "similarity": (ValueError, "cosine", "dot", {"similarity": "dot"}),
-    "class weights": (ValueError, "(4,)", "(2,)", {"class_weights": torch.ones(2)}),
+    "class weights": (
+        ValueError,
+        "Pass as many entries as there are classes",
+        "(2,)",
+        {"class_weights": torch.ones(2)},
+    ),
     "support size": (ValueError, "queue_size", "9", {"support_size": 9}),
 }
 
@@ -658,20 +644,6 @@ def test_a_wrong_shape_names_the_remedy(embeddings, labels, remedy):
             call(embeddings, labels)
 
 
-def test_the_options_serve_the_function_and_can_be_scheduled():
-    criterion, (embeddings, labels) = trained(temperature=0.3, positives="outside"), batch(9)
-    criterion.temperature = 0.1
-    prototypes, exist = criterion.memory.prototypes(advance=False)
-    expected = supervised_prototypical_contrastive_loss(
-        embeddings, labels, prototypes, prototype_mask=exist, temperature=0.1, positives="outside"
-    )
-    with_options = supervised_prototypical_contrastive_loss(
-        embeddings, labels, prototypes, prototype_mask=exist, **criterion._options()._asdict()
-    )
-    assert torch.equal(with_options, expected)
-    assert torch.equal(criterion(embeddings, labels), expected)
-
-
 def test_a_gpu_is_not_waited_for(monkeypatch):
     """Looking at a value of a fake tensor raises, as it would wait on a GPU."""
     asserted = []
@@ -688,14 +660,6 @@ def test_reset_parameters_removes_class_weights_that_the_constructor_did_not_get
     criterion.class_weights = torch.ones(C)
     criterion.reset_parameters()
     assert criterion.class_weights is None
-
-
-def test_a_pickle_of_a_loss_with_a_group_warns_where_it_is_loaded():
-    criterion = module()
-    criterion.process_group = object()
-    with pytest.warns(UserWarning, match="process_group is not part of a pickle") as caught:
-        pickle.loads(pickle.dumps(criterion))
-    assert caught[0].filename == __file__
 
 
 def test_a_pickle_that_says_nothing_of_a_group_loads_without_a_warning():

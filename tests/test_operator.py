@@ -1,7 +1,5 @@
 """The operator as PyTorch sees it: registration, compilation, transforms, and no value read by the host."""
 
-import inspect
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +7,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, _distributed, _numerics
+from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, _checks, _numerics
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
-from spcl_loss._similarity import Comparison, dense, operator, sharded, strips
+from spcl_loss._similarity import Comparison, dense, operator, strips
 from spcl_loss._similarity.comparison import Upstream
 
 IMPLS = ["dense", "strips"]
@@ -175,6 +173,18 @@ def test_the_watch_notices_a_value_read():
         bool(torch.tensor(1) > 0)
 
 
+def test_values_are_not_looked_at_where_there_are_none():
+    """On the meta device and within torch.func, in which a look is an error."""
+    labels = torch.tensor([[7, -1], [0, 1]])
+
+    def checked(row):
+        return _checks.checked_labels(row, 2, row.device, 3, -100)
+
+    assert torch.func.vmap(checked)(labels).equal(labels)
+    assert checked(labels[0].to("meta")).is_meta
+    _checks.check_any_class(torch.tensor([False], device="meta"))
+
+
 class _Computing(TorchDispatchMode):
     """Counts the operators that compute something. A registered operator counts as one."""
 
@@ -283,9 +293,3 @@ def test_products_in_half_precision_round_the_operands_only(dtype):
     expected = strips.gradient(rows, comparison, upstream)
     error = strips.gradient(rows, halves, upstream) - expected
     assert error.norm() < 2 * torch.finfo(dtype).eps * expected.norm()
-
-
-def test_traced_code_copies_named_tuples_by_hand():
-    """The torch.compile of torch 2.6 cannot trace the methods of a named tuple."""
-    for traced in (inspect.getmodule(spcl), _distributed, operator, sharded):
-        assert not re.findall(r"\._(?:asdict|replace|make)\(", inspect.getsource(traced))

@@ -169,15 +169,6 @@ class TestDraws:
         [shuffled], [ordered] = (draws("linear", seeds(1), draw=draw, shuffle=shuffle) for shuffle in (True, False))
         assert ordered.tolist() == sorted(shuffled.tolist(), key=lambda i: i * 37 % 101) != shuffled.tolist()
 
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    def test_scores_of_any_size_and_sign_are_ranked(self, dtype):
-        values = np.array([0.0, -3.0, 2.5, -0.0, -0.25, 65504.0, 1.0], dtype)
-        parts = keep_parts(always(torch.ones(7)), "fixed", 0, 1, 7)
-        [generator] = seeds(1)
-        order = draw_samples(values, *parts, draw="fixed", shuffle=False, generator=generator).tolist()
-        assert order[:2] + order[4:] == [1, 4, 6, 2, 5]
-        assert set(order[2:4]) == {0, 3}
-
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scores_are_sorted_stably_whatever_their_sign_and_size(dtype):

@@ -38,9 +38,10 @@ class MemoryMachine(RuleBasedStateMachine):
 
     support_sets: dict = {}  # of all memories in this process  # noqa: RUF012
 
-    @initialize(support_size=st.integers(1, M), seed=st.integers(0, 3))
-    def build(self, support_size, seed):
-        self.memory = PrototypeMemory(C, D, queue_size=M, support_size=support_size, seed=seed)
+    @initialize(queue_size=st.integers(1, M), support_size=st.integers(1, M), seed=st.integers(0, 3))
+    def build(self, queue_size, support_size, seed):
+        self.M, support_size = queue_size, min(support_size, queue_size)
+        self.memory = PrototypeMemory(C, D, queue_size=queue_size, support_size=support_size, seed=seed)
         self.constructor_seed = self.seed = seed
         self.entries, self.entered = [[] for _ in range(C)], [0] * C
         self.centres, self.draws, self.next_number, self.saved = [None] * C, 0, 1, None
@@ -60,7 +61,7 @@ class MemoryMachine(RuleBasedStateMachine):
         embeddings, labels, known = self.batch(rows)
         self.memory.update(embeddings, labels)
         for label, number in known:
-            self.entries[label] = [*self.entries[label], number][-M:]
+            self.entries[label] = [*self.entries[label], number][-self.M :]
             self.entered[label] += 1
 
     @rule(rows=ROWS)
@@ -94,9 +95,21 @@ class MemoryMachine(RuleBasedStateMachine):
         assert row[0] == -row[1]
         assert min(abs(float(row[0]) - number) / number for number in numbers) < 2**-7
 
+    @rule(k=st.integers(0, M))
+    def newest(self, k):
+        before, k = self.memory.fingerprint(), min(k, self.M)
+        rows, labels = self.memory.entries(k)
+        assert rows.shape == (C * k, D) and labels.dtype == torch.int64
+        for c, entries in enumerate(self.entries):
+            newest, of_class = entries[::-1][:k], slice(c * k, c * k + k)
+            absent = k - len(newest)
+            assert rows[of_class].tolist() == [[number, -number] for number in newest + [0] * absent]
+            assert labels[of_class].tolist() == [c] * len(newest) + [-100] * absent
+        assert self.memory.fingerprint() == before
+
     @rule(support_size=st.integers(1, M))
     def set_support_size(self, support_size):
-        self.memory.support_size = support_size
+        self.memory.support_size = min(support_size, self.M)
 
     @rule()
     def reset(self):
@@ -114,7 +127,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def load(self, new, seed):
         if new:
             support_size = self.memory.support_size
-            self.memory = PrototypeMemory(C, D, queue_size=M, support_size=support_size, seed=seed)
+            self.memory = PrototypeMemory(C, D, queue_size=self.M, support_size=support_size, seed=seed)
             self.constructor_seed = seed
         state, model = self.saved
         self.memory.load_state_dict(state)
@@ -140,9 +153,9 @@ class MemoryMachine(RuleBasedStateMachine):
         assert self.memory.counts.tolist() == [len(entries) for entries in self.entries]
         assert self.memory.cursors.tolist() == self.entered
         assert (int(self.memory.draws), int(self.memory.seed)) == (self.draws, self.seed)
-        newest, labels = self.memory.entries(M)
+        newest, labels = self.memory.entries(self.M)
         for c, entries in enumerate(self.entries):
-            of_class = slice(c * M, c * M + M)
+            of_class = slice(c * self.M, c * self.M + self.M)
             shown = newest[of_class][labels[of_class] == c].tolist()
             assert shown == [[number, -number] for number in reversed(entries)]
         centroids, exist = self.memory.centroids()

@@ -52,6 +52,19 @@ def test_a_saved_loss_goes_on(tmp_path):
     assert_goes_on_alike(model.criterion, Classifier.from_pretrained(tmp_path).criterion)
 
 
+@pytest.mark.parametrize("lacking", ["memory.seed", "memory.queue", "class_weights"])
+def test_what_a_checkpoint_lacks_is_as_the_constructor_sets_it(tmp_path, lacking):
+    model = trained()
+    model.criterion.memory.seed.fill_(3)
+    model.criterion.class_weights.fill_(3)
+    state = model.state_dict()
+    del state[f"criterion.{lacking}"]
+    model.save_pretrained(tmp_path, state_dict=dict(state))  # which it empties
+    expected = Classifier(PreTrainedConfig())
+    expected.load_state_dict(state, strict=False)
+    assert_goes_on_alike(expected.criterion, Classifier.from_pretrained(tmp_path).criterion)
+
+
 def test_beside_a_pretrained_encoder_the_loss_is_new(tmp_path):
     encoder = Encoder(PreTrainedConfig())
     encoder.save_pretrained(tmp_path)

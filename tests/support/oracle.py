@@ -3,8 +3,6 @@
 Nothing here is fast and nothing here imports spcl_loss.
 """
 
-import math
-from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -115,19 +113,6 @@ def value_and_gradients(
     value = function(arguments[0], labels, *arguments[1:], **options)
     value.sum().backward()
     return [value.detach(), *(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)]
-
-
-class Queues:
-    """A first-in-first-out queue of raw rows per class."""
-
-    def __init__(self, num_classes: int, queue_size: int, ignore_index: int = -100) -> None:
-        self.rows = [deque(maxlen=queue_size) for _ in range(num_classes)]
-        self.ignore_index = ignore_index
-
-    def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        for row, label in zip(embeddings.tolist(), labels.tolist(), strict=True):
-            if label != self.ignore_index and all(math.isfinite(x) for x in row):
-                self.rows[label].append(row)
 
 
 def difficulty(embeddings: Tensor, labels: Tensor, centers: dict[int, Tensor]) -> list[float]:
