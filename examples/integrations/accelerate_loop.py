@@ -8,6 +8,7 @@ Name a folder as an argument to save checkpoints there, and to continue from the
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -59,9 +60,9 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
     accelerator.register_for_checkpointing(loss_fn, sampler)  # save_state and load_state include them
-    checkpoint = folder / "checkpoint"
-    if checkpoint.exists():
-        accelerator.load_state(str(checkpoint))
+    checkpoint, former = folder / "checkpoint", folder / "checkpoint.former"
+    if saved := next(filter(Path.exists, (checkpoint, former)), None):
+        accelerator.load_state(str(saved))
 
     step = 0
     for epoch in range(sampler.epoch, EPOCHS):
@@ -78,8 +79,20 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
             optimizer.step()
             step += 1
             if step % SAVE_EVERY == 0:
-                accelerator.save_state(str(checkpoint))
+                save(accelerator, checkpoint, former)
     return accelerator.unwrap_model(model), loss_fn
+
+
+def save(accelerator: Accelerator, checkpoint: Path, former: Path) -> None:
+    """Saves beside the last checkpoint, then replaces it. After a kill, `checkpoint` or else `former` is whole."""
+    accelerator.save_state(str(unfinished := checkpoint.with_suffix(".part")))
+    accelerator.wait_for_everyone()  # each process writes files of its own
+    if accelerator.is_main_process:
+        if checkpoint.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            checkpoint.rename(former)
+        unfinished.rename(checkpoint)
+    accelerator.wait_for_everyone()
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """The examples for training frameworks: epochs advance, ranks share them, an interrupted run continues exactly."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +54,30 @@ def test_example(pool, name, world, tmp_path):
         assert_continues_exactly(answer)
     if name == "sentence_transformers_trainer":
         assert_grouped_by_label(answers[0]["whole"])
+
+
+@pytest.mark.parametrize("during", ["save_state", "rename"])
+def test_a_kill_while_accelerate_saves_leaves_a_whole_checkpoint(during, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(integration_run.EXAMPLES)
+    example = importlib.import_module("accelerate_loop")
+    expected = example.train(tmp_path / "whole")
+    owner = example.Accelerator if during == "save_state" else example.Path
+    real, whole_ones = getattr(owner, during), iter(range(1 if during == "save_state" else 2))
+
+    def killed(self, target):
+        if next(whole_ones, None) is None:
+            for path in Path(target).glob("*"):
+                path.write_bytes(b"broken off")
+            raise integration_run.Interrupted
+        return real(self, target)
+
+    # In the second save: while it writes, or between its two renames.
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, during, killed)
+        with pytest.raises(integration_run.Interrupted):
+            example.train(tmp_path / "killed")
+    for actual, wanted in zip(example.train(tmp_path / "killed"), expected, strict=True):
+        torch.testing.assert_close(actual.state_dict(), wanted.state_dict(), rtol=0, atol=0)
 
 
 def assert_epochs_advance_and_are_shared(ranks):
