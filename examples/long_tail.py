@@ -243,11 +243,13 @@ def score(run: Run) -> dict[str, Any]:
 
 def score_all(runs: list[Run], path: Path, workers: int) -> dict[Run, Any]:
     """The recalls of all runs. Each run becomes a line of the file as soon as it ends."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    done = {Run(*line["run"]): line["recalls"] for line in map(json.loads, lines)}
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]  # a kill can leave half a line at the end
+    done = {Run(*line["run"]): line["recalls"] for line in map(json.loads, whole.splitlines())}
     missing = [run for run in runs if run not in done]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each process: more threads would only wait for one another
     with path.open("a") as file, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        file.truncate(len(whole))
         for count, line in enumerate(map(score, missing) if workers == 1 else pool.map(score, missing), 1):
             print(json.dumps(line), file=file, flush=True)
             done[line["run"]] = line["recalls"]
@@ -266,16 +268,23 @@ def all_runs(seeds: Iterable[int], batch_sizes: Iterable[int], methods: Iterable
 
 
 @torch.no_grad()
+def embed_digits(rate: float, temperature: float, steps: int) -> dict[str, tuple[Tensor, ...]]:
+    """Class means, embedded test rows and their labels before and after training SPCL on the digits of seed 0."""
+    digits, embedded = make_data("digits", 0), {}
+    for title, count in (("before training", 0), ("after training", steps)):
+        encoder, _ = train(Run("digits", 32, "SPCL", 0, rate, temperature, count))
+        prototypes = class_means(encoder(digits["train"][0]), digits["train"][1])
+        embedded[title] = prototypes, normalize(encoder(digits["test"][0])), digits["test"][1]
+    return embedded
+
+
 def present(recalls: dict[Run, Any], steps: int, figure: Path) -> list[dict[str, Any]]:
-    """Prints the tables and draws the figure. Returns the rows of `long_tail_report.compare`."""
+    """Prints the tables, and draws the figure after `embed_digits`. Returns the rows of `long_tail_report.compare`."""
     rows = long_tail_report.compare(recalls)
     print("\n".join(long_tail_report.tables(rows)))
     places = {(row["data set"], row["batch"], row["method"], row["head"]): row for row in rows}
-    best, digits, embedded = places["digits", 32, "SPCL", "class means"], make_data("digits", 0), {}
-    for title, count in (("before training", 0), ("after training", steps)):
-        encoder, _ = train(Run("digits", 32, "SPCL", 0, best["rate"], best["setting"], count))
-        prototypes = class_means(encoder(digits["train"][0]), digits["train"][1])
-        embedded[title] = prototypes, normalize(encoder(digits["test"][0])), digits["test"][1]
+    best = places["digits", 32, "SPCL", "class means"]
+    embedded = embed_digits(best["rate"], best["setting"], steps)
     sizes = {name: class_sizes(largest) for name, (largest, *_) in SIZES.items()}
     long_tail_report.draw(rows, sizes, embedded, figure)
     print(f"\nThe figure is {figure}")

@@ -63,7 +63,7 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
             numbers = [interval(row["by seed"]) for row in here if row["method"] == method]
             numbers[heads.index(best["head"])] = f"**{interval(best['by seed'])}**"
             groups = " / ".join(f"{best['by class'][classes].mean():.2f}" for classes in GROUPS.values())
-            pairs = zip(best["by seed"], chosen[REFERENCE]["by seed"], strict=False)  # one may have more seeds
+            pairs = zip(best["by seed"], chosen[REFERENCE]["by seed"], strict=True)
             over = interval(np.array([ours - theirs for ours, theirs in pairs]), "+") if method != REFERENCE else ""
             yield f"| {' | '.join([method, *numbers, groups, over])} |"
 

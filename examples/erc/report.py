@@ -107,7 +107,10 @@ def by_dataset(runs: Sequence[Run]) -> dict[tuple[str, str], list[Arm]]:
     groups: dict[tuple[str, str], dict[Settings, dict[int, Run]]] = {}
     for run in sorted(runs, key=lambda run: run.settings.seed):
         group = groups.setdefault((run.settings.dataset, Path(run.settings.encoder).name), {})
-        group.setdefault(replace(run.settings, seed=0), {})[run.settings.seed] = run
+        by_seed = group.setdefault(replace(run.settings, seed=0), {})
+        if former := by_seed.get(run.settings.seed):
+            print(f"left out: {former.folder.path} has the settings and the seed of {run.folder.path}", file=sys.stderr)
+        by_seed[run.settings.seed] = run
     found = {}
     for key, group in groups.items():
         arms = [Arm(label(settings, group), settings, tuple(by_seed.values())) for settings, by_seed in group.items()]

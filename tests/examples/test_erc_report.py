@@ -247,6 +247,16 @@ def test_a_run_of_an_earlier_version_is_left_out_of_the_report(finished, tmp_pat
     assert read_page(tmp_path) == read_page(finished)
 
 
+def test_of_two_runs_with_the_same_settings_one_counts_and_the_other_is_named(finished, tmp_path, capsys):
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    one, again = (tmp_path / "runs" / name for name in ("practice-corpus_ce_0", "practice-corpus_ce_0-again"))
+    shutil.copytree(one, again)
+    assert reproduce.main(["--report", str(tmp_path / "runs"), "--output", str(tmp_path)]) == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: "))
+    assert line == f"left out: {one} has the settings and the seed of {again}"
+    assert read_page(tmp_path) == read_page(finished)
+
+
 @pytest.mark.parametrize(
     ("options", "output", "error"),
     [

@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -135,6 +136,13 @@ def test_held_out_rows_choose_and_test_rows_do_not():
         assert own["held out by setting"].tolist() == pytest.approx([0.3, 0.5])
 
 
+def test_arms_of_other_seeds_are_not_paired():
+    runs = [Run("digits", 32, method, seed, 0.1, 0.2, 1) for method, seed in product(["SPCL", "cross-entropy"], (0, 1))]
+    recall = {"own": {"held out": [0.5] * CLASSES, "test": [0.5] * CLASSES}}
+    with pytest.raises(ValueError, match="shorter"):
+        list(long_tail_report.tables(long_tail_report.compare(dict.fromkeys(runs[:-1], recall))))
+
+
 def test_the_interval_is_students():
     assert long_tail_report.interval(np.array([0.5, 0.6, 0.7])) == "0.600 ± 0.248"  # 4.303 * 0.1 / sqrt(3)
     assert long_tail_report.interval(np.array([0.01, 0.03]), "+") == "+0.020 ± 0.127"  # 12.71 * 0.01414 / sqrt(2)
@@ -151,7 +159,7 @@ def test_a_tiny_run_writes_a_table_and_a_figure_and_repeats_nothing(monkeypatch,
     assert (tmp_path / "long_tail.png").read_bytes().startswith(b"\x89PNG")
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert len(lines) == len(long_tail.all_runs([0], [32], ARMS, 1))
-    (tmp_path / "runs.jsonl").write_text("\n".join(lines[1:]) + "\n")  # as if stopped
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines[2:]) + "\n" + lines[1][:20])  # as if stopped in a line
     long_tail.main()
     assert capsys.readouterr().out == printed
     assert sorted((tmp_path / "runs.jsonl").read_text().splitlines()) == sorted(lines)
