@@ -30,6 +30,7 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from erc.evaluate import Heads, encode, paired_bootstrap, reference_samples, score  # noqa: E402
+from erc.folder import atomically  # noqa: E402
 from erc.settings import FORMER, HEADS, Settings  # noqa: E402
 
 KEPT = ("linear", "prototype", "lda")  # heads whose predictions are kept
@@ -74,7 +75,8 @@ def read_run(folder: Path, settings: dict[str, Any], date: str, machine: str) ->
     for split, head, metric in itertools.product(SPLITS, HEADS, ("weighted-F1", "macro-F1")):
         scores = result[split][head] if split in result else {}
         row[f"{split} {head} {metric}"] = "" if not scores else round(scores[metric.replace("-", "_").lower()], 4)
-    own = f"--seed {settings['seed']} --train-fraction {settings['train_fraction']} {changed}"
+    encoder = "" if settings["encoder"] == Settings.encoder else f"--encoder {settings['encoder']} "
+    own = f"{encoder}--seed {settings['seed']} --train-fraction {settings['train_fraction']} {changed}"
     row |= {
         "seconds": round(result["seconds"]),
         "commit": environment["commit"],
@@ -146,12 +148,17 @@ def add(roots: list[Path], date: str, machine: str, table: Path, archive: Path) 
             new.append({key: str(value) for key, value in row.items()})
             kept |= predictions
     everything = sorted(rows + new, key=lambda row: [row[key] for key in (*SAME, "arm", "seed")])
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list((new or rows)[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(everything)
-    np.savez_compressed(archive, **kept)
+    # A row means that its run is kept. So the table comes last: after a kill before it, the run counts as new again.
+    atomically(archive, lambda path: np.savez_compressed(path, **kept))
+    atomically(table, lambda path: write_table(path, list((new or rows)[0]), everything))
     return len(new)
+
+
+def write_table(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def load(table: Path, archive: Path) -> tuple[list[dict[str, str]], Kept]:
@@ -191,11 +198,9 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
             stacks = [np.stack([kept[f"{name_of(side[seed])}/{of}/{head}"] for seed in seeds]) for side, head in sides]
             line = {"dataset": where[0], "share of the dialogues": where[2], "scored on": of, "arm": arm}
             line |= {"seeds": str(len(seeds)), "head": title}
-            for metric in ("weighted-F1", "macro-F1"):
-                means = [mean(side, f"{of} {head} {metric}") for side, head in sides]
-                average = metric.removesuffix("-F1")
-                found = paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1, average)
-                line[f"{metric}, arm / cross-entropy"] = " / ".join(f"{value:.1f}" for value in means)
+            for average, found in paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1).items():
+                means = [mean(side, f"{of} {head} {average}-F1") for side, head in sides]
+                line[f"{average}-F1, arm / cross-entropy"] = " / ".join(f"{value:.1f}" for value in means)
                 line[f"difference, {average}"] = f"{100 * found['difference']:+.1f}"
                 line[f"95% interval, {average}"] = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
             lines.append(line)

@@ -134,17 +134,17 @@ def score(gold: Array, predicted: Array, labels: Sequence[str]) -> dict[str, Any
     }
 
 
-def f1_of_counts(counts: Array, average: str = "weighted") -> Array:
-    """F1 of confusion counts (..., C, C), true class by predicted class; the average over classes weighted or macro."""
+def f1_of_counts(counts: Array) -> dict[str, Array]:
+    """F1 of confusion counts (..., C, C), true class by predicted class: its weighted and its macro average."""
     true, predicted, right = counts.sum(-1), counts.sum(-2), np.diagonal(counts, axis1=-2, axis2=-1)
     f1 = 2 * right / np.maximum(true + predicted, 1)
-    return f1.mean(-1) if average == "macro" else (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
+    return {"weighted": (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1), "macro": f1.mean(-1)}
 
 
 def paired_bootstrap(
-    gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int, average: str = "weighted"
-) -> dict[str, float]:
-    """The difference of two arms' F1, mean over seeds, with its 95% interval over dialogues and seeds.
+    gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int
+) -> dict[str, dict[str, float]]:
+    """By average of F1: the difference of two arms, mean over seeds, with its 95% interval over dialogues and seeds.
 
     Each of 10,000 draws takes as many dialogues and seeds as there are, with replacement, and the same for both arms.
     `gold` is (n,). `one` and `other` are an arm's predictions (S, n), by the same seeds. `dialogues` names each turn's.
@@ -160,9 +160,11 @@ def paired_bootstrap(
 
     generator = np.random.default_rng(0)
     times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=10_000)  # (draws, dialogues)
-    of_arms = f1_of_counts(np.tensordot(times, counts, 1), average)  # (draws, 2, S)
     drawn_seeds = generator.integers(seeds, size=(len(times), seeds))
-    differences = np.take_along_axis(of_arms[:, 0] - of_arms[:, 1], drawn_seeds, 1).mean(1)
-    low, high = np.quantile(differences, (0.025, 0.975))
-    point = np.subtract(*f1_of_counts(counts.sum(0), average)).mean()
-    return {"difference": float(point), "low": float(low), "high": float(high)}
+    points, found = f1_of_counts(counts.sum(0)), {}
+    for average, of_arms in f1_of_counts(np.tensordot(times, counts, 1)).items():  # (draws, 2, S)
+        differences = np.take_along_axis(of_arms[:, 0] - of_arms[:, 1], drawn_seeds, 1).mean(1)
+        low, high = np.quantile(differences, (0.025, 0.975))
+        point = np.subtract(*points[average]).mean()
+        found[average] = {"difference": float(point), "low": float(low), "high": float(high)}
+    return found

@@ -187,7 +187,8 @@ def difference(one: Arm, other: Arm) -> dict[str, float] | None:
     index = np.vectorize(one.classes.index)
     ours, theirs = index([test[one.head] for test, _ in pairs]), index([test[other.head] for _, test in pairs])
     dialogues, _, gold = test_sets[0]
-    return {"seeds": len(pairs), **paired_bootstrap(index(gold), ours, theirs, dialogues, len(one.classes))}
+    found = paired_bootstrap(index(gold), ours, theirs, dialogues, len(one.classes))
+    return {"seeds": len(pairs), **found["weighted"]}
 
 
 def curves(arms: Sequence[Arm]) -> Figure:

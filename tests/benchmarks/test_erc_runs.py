@@ -71,6 +71,36 @@ def test_runs_are_kept_once_and_compared_seed_by_seed(tmp_path):
     assert erc_runs.compare(rows, kept, "test")[0]["difference, weighted"] == "+16.7"  # half right, of either class
 
 
+@pytest.mark.parametrize(("owner", "write"), [(np, "savez_compressed"), (csv.DictWriter, "writerows")])
+def test_a_kill_while_runs_are_added_loses_none(owner, write, tmp_path, monkeypatch):
+    table, archive, runs = tmp_path / "runs.csv", tmp_path / "runs.npz", tmp_path / "runs"
+    run_folder(runs, Settings(seed=0), GOLD["dev"])
+    erc_runs.add([runs], "2026-01-01", "a machine", table, archive)
+    run_folder(runs, Settings(seed=1), GOLD["test"])
+
+    def killed(*arguments, **arrays):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, write, killed)
+        with pytest.raises(KeyboardInterrupt):
+            erc_runs.add([runs], "2026-01-02", "a machine", table, archive)
+    assert [row["date"] for row in erc_runs.load(table, archive)[0]] == ["2026-01-01"]
+    assert erc_runs.add([runs], "2026-01-03", "a machine", table, archive) == 1
+    rows, kept = erc_runs.load(table, archive)
+    assert {erc_runs.name_of(row) + "/dev/lda" for row in rows} <= set(kept) and len(rows) == 2
+
+
+def test_the_command_of_a_run_names_its_encoder(tmp_path):
+    run_folder(tmp_path / "runs", Settings(), GOLD["dev"])
+    run_folder(tmp_path / "runs", Settings(encoder="microsoft/mpnet-base", seed=1), GOLD["dev"])
+    table, archive = tmp_path / "runs.csv", tmp_path / "runs.npz"
+    erc_runs.add([tmp_path / "runs"], "2026-01-01", "a machine", table, archive)
+    commands = {row["encoder"]: row["command"] for row in erc_runs.load(table, archive)[0]}
+    assert " --encoder microsoft/mpnet-base " in commands["microsoft/mpnet-base"]
+    assert "--encoder" not in commands[Settings().encoder]
+
+
 def test_a_run_with_a_setting_of_an_earlier_version_is_an_arm_of_its_own(tmp_path):
     table, archive, runs = tmp_path / "runs.csv", tmp_path / "runs.npz", tmp_path / "runs"
     run_folder(runs / "now", Settings(), GOLD["dev"])
