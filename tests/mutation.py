@@ -37,16 +37,16 @@ RECORD = TESTS / "mutation.json"
 FILES = {  # module: the files of tests that concern it
     "loss.py": ("loss", "defaults"),
     "module.py": ("module",),
-    "memory.py": ("memory", "module"),
+    "memory.py": ("memory", "module", "defaults"),
     "difficulty.py": ("difficulty",),
     "curriculum.py": ("curriculum",),
     "_sampling.py": ("sampling", "curriculum"),
-    "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages"),
-    "_numerics.py": ("numerics", "loss", "operator", "similarity"),
-    "_similarity/dense.py": ("similarity", "operator", "loss"),
-    "_similarity/strips.py": ("similarity", "operator", "loss"),
+    "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages", "operator"),
+    "_numerics.py": ("numerics", "loss", "operator", "similarity", "fuzz"),
+    "_similarity/dense.py": ("similarity", "operator", "loss", "fuzz"),
+    "_similarity/strips.py": ("similarity", "operator", "loss", "fuzz"),
 }
-SLOW = 1.0  # seconds; a test that takes longer is left out, as are random calls and compiled code
+SLOW = 1.0  # seconds; a test that takes longer is left out, as is compiled code
 BUDGET = 4.0  # seconds of tests for one change
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

@@ -171,8 +171,9 @@ class TestDraws:
         memory.support_size = 6
         torch.testing.assert_close(memory.prototypes()[0], memory.centroids()[0])
         memory.support_size = 7
-        with pytest.raises(ValueError, match="queue_size=6; received 7"):
-            memory.prototypes()
+        for call in (memory.prototypes, memory.centroids):
+            with pytest.raises(ValueError, match="queue_size=6; received 7"):
+                call()
 
     def test_few_entries_fall_back_to_the_centre_or_their_mean(self):
         memory = PrototypeMemory(4, 2, queue_size=3, support_size=2)
