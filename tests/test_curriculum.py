@@ -1,7 +1,6 @@
 """Sampler: golden numbers, epochs and ranks, scores that change, exact continuation, errors."""
 
 import copy
-import io
 import pickle
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader
 from spcl_loss import DifficultyCurriculumSampler, PrototypeMemory, prototype_difficulty
 from spcl_loss._sampling import draw_samples, keep_parts
 from support import oracle
+from support.same import through_a_file
 
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / "golden" / "curriculum.npz").items()}
 DRAWN = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -48,11 +48,8 @@ def observe_all(curriculum, seed=1):
 
 def resumed(state, **options):
     """A new sampler that continues from a saved state."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
     curriculum = sampler(**options)
-    curriculum.load_state_dict(torch.load(file, weights_only=True))
+    curriculum.load_state_dict(through_a_file(state))
     return curriculum
 
 

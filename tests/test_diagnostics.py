@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss
 from support import oracle
+from support.values import ValuesRead
 
 C, D = 4, 6
 
@@ -149,13 +149,7 @@ def test_bad_input_is_named():
         trained().diagnostics(torch.ones(3, 5), torch.arange(3))
 
 
-class _ValuesRead(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in function.name() and "nonzero" not in function.name()
-        return function(*args, **(kwargs or {}))
-
-
 def test_nothing_is_waited_for(monkeypatch):
     monkeypatch.setattr("spcl_loss._checks._readable", lambda _: False)  # as on a GPU
-    with _ValuesRead():
+    with ValuesRead():
         trained().diagnostics(*batch(9))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spcl_loss import PrototypeMemory
+from support.same import assert_same_state
 
 
 def filled(num_classes=3, queue_size=12, support_size=5, entries=None, **options):
@@ -31,10 +32,6 @@ def assert_chi_square(statistic, degrees_of_freedom):
     cube_root = (statistic / degrees_of_freedom) ** (1 / 3)
     variance = 2 / (9 * degrees_of_freedom)
     assert abs(cube_root - (1 - variance)) < 4 * math.sqrt(variance)
-
-
-def assert_same_state(a, b):
-    torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0, equal_nan=True)
 
 
 class TestQueues:

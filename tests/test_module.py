@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 from spcl_loss import PrototypeMemory, SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
 from spcl_loss._checks import check_any_class
 from support import oracle
+from support.same import assert_same_state, through_a_file
 
 C, D = 4, 6
 
@@ -37,16 +38,9 @@ def trained(**options):
     return criterion
 
 
-def assert_same_state(a, b):
-    torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
-
-
 def through_state_dict(criterion):
-    file = io.BytesIO()
-    torch.save(criterion.state_dict(), file)
-    file.seek(0)
     restored = module(seed=99)
-    restored.load_state_dict(torch.load(file, weights_only=True))
+    restored.load_state_dict(through_a_file(criterion.state_dict()))
     return restored
 
 

@@ -11,6 +11,7 @@ from spcl_loss import METHODS, SupervisedPrototypicalContrastiveLoss, _checks, _
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._similarity import Comparison, dense, operator, strips
 from spcl_loss._similarity.comparison import Upstream
+from support.values import ValuesRead
 
 IMPLS = ["dense", "strips"]
 OPTIONS = [METHODS["spcl"] | {"easy_threshold": 0.3}, METHODS["spdcl"], METHODS["bcl"], METHODS["eacl"]]
@@ -145,16 +146,6 @@ def test_autocast_changes_no_number_of_a_compiled_loss(impl, options, half):
     torch.testing.assert_close(gradients(compiled, True), gradients(spcl, False), rtol=1e-5, atol=1e-6)
 
 
-class _ValuesRead(TorchDispatchMode):
-    """Raises where the host would wait for a device: a value read, or a shape that depends on values."""
-
-    operators = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert not any(name in function.name() for name in self.operators), f"{function.name()} reads values"
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_no_value_is_read(impl, options, monkeypatch):
@@ -164,12 +155,12 @@ def test_no_value_is_read(impl, options, monkeypatch):
     for step in range(3):
         embeddings, labels = batch(40, seed=step)
         labels[0] = -100
-        with _ValuesRead():
+        with ValuesRead():
             criterion(embeddings, labels).backward()
 
 
 def test_the_watch_notices_a_value_read():
-    with pytest.raises(AssertionError, match="reads values"), _ValuesRead():
+    with pytest.raises(AssertionError, match="reads values"), ValuesRead():
         bool(torch.tensor(1) > 0)
 
 

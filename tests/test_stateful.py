@@ -1,7 +1,6 @@
 """Any sequence of calls on the memory and on the sampler, against plain Python models of what they should hold."""
 
 import copy
-import io
 import itertools
 import math
 import pickle
@@ -14,19 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from spcl_loss import DifficultyCurriculumSampler, PrototypeMemory, prototype_difficulty
+from support.same import through_a_file
 
 COPIES = (copy.deepcopy, copy.copy, lambda part: pickle.loads(pickle.dumps(part)))
 C, M, D = 3, 4, 2
 ROWS = st.lists(
     st.tuples(st.sampled_from([*range(C), -100]), st.sampled_from([1.0] * 6 + [math.nan, math.inf])), max_size=9
 )
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 class MemoryMachine(RuleBasedStateMachine):

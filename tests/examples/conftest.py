@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 import erc_tiny
+from erc.data import SOURCES
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,15 @@ def encoder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer():
     return erc_tiny.tokenizer()
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No data on this machine, and a closed port instead of the internet."""
+    monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(SOURCES["MELD"].__dict__, "url", "http://127.0.0.1:9")
+    return tmp_path
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

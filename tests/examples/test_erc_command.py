@@ -23,14 +23,6 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(MELD.__dict__, "url", "http://127.0.0.1:9")
-    return tmp_path
-
-
-@pytest.fixture
 def trained(monkeypatch):
     """Records what would be trained on what."""
     calls = []

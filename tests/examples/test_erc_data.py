@@ -44,15 +44,6 @@ def test_quotes_become_plain_and_windows_1252_punctuation_is_mended(tmp_path):
     assert plain_text(' \u201cIt\u2019s \u2018so\u2019 "good"\u201d ') == "It's 'so' good"
 
 
-@pytest.fixture
-def nowhere(tmp_path, monkeypatch):
-    """No data on this machine, and a closed port instead of the internet."""
-    monkeypatch.delenv("SPCL_DATA_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    use(monkeypatch, url="http://127.0.0.1:9")
-    return tmp_path
-
-
 def use(monkeypatch, **changes):
     """Changes what is known of MELD's files."""
     for name, value in changes.items():

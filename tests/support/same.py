@@ -1,6 +1,21 @@
-"""Comparison of what checkpoints hold."""
+"""What checkpoints hold: through a file and back, and compared."""
+
+import io
 
 import torch
+
+
+def through_a_file(state):
+    """What is loaded of what was saved."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_same_state(one, other):
+    """Of two modules, to the bit."""
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
 def same(one, other) -> bool:
