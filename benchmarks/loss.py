@@ -45,6 +45,7 @@ def contestants(embeddings: torch.Tensor, labels: torch.Tensor, memory_gib: floa
 
 
 def measure(N: int, D: int, classes: int, seconds: float, memory_gib: float) -> list[dict[str, Any]]:
+    torch._dynamo.reset()  # else the second size would be compiled for all sizes to come, which is slower
     torch.manual_seed(N + D)
     embeddings = torch.randn(N, D, requires_grad=True)
     runs = contestants(embeddings, torch.randint(classes, (N,)), memory_gib)

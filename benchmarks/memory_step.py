@@ -1,5 +1,7 @@
 """One training step of loss and memory at a small batch, against a bare dense loss without memory.
 
+Eager steps are compared with the eager dense loss, compiled ones with the compiled dense loss.
+
 python benchmarks/memory_step.py
 """
 
@@ -14,11 +16,14 @@ from typing import Any
 
 import torch
 from measure import dense_loss, interleaved, machine, median_ratio, save, table
+from torch import Tensor
 from torch._inductor.utils import run_and_get_code
-from torch.profiler import ProfilerActivity, profile
 
 from spcl_loss import SupervisedPrototypicalContrastiveLoss
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+
+BARE, STEP = "bare dense loss", "loss + memory"
+COMPILED = ", compiled"
 
 
 def main() -> None:
@@ -35,39 +40,44 @@ def main() -> None:
     criterion = SupervisedPrototypicalContrastiveLoss(C, D)
     for _ in range(100):  # queues full, as they are but for the first steps
         criterion.memory.update(torch.randn(N, D), torch.randint(C, (N,)))
-    embeddings, labels = torch.randn(N, D, requires_grad=True), torch.randint(C, (N,))
-    prototypes, exists = criterion.memory.prototypes()
-    memory = criterion.memory
+    runs = contestants(criterion, torch.randn(N, D, requires_grad=True), torch.randint(C, (N,)))
+    calls = compiled_calls(runs[STEP + COMPILED])
+    rows = results(interleaved(runs, options.seconds, least=200))
+    save(options.output / "memory_step.csv", rows)
+    print(f"N={N}, C={C}, D={D}, {machine()}\n{table(rows)}\n\n{calls} calls a compiled step")
 
-    def gradient(loss: torch.Tensor) -> Any:
+
+def contestants(
+    criterion: SupervisedPrototypicalContrastiveLoss, embeddings: Tensor, labels: Tensor
+) -> dict[str, Callable[[], Any]]:
+    memory = criterion.memory
+    prototypes, exists = memory.prototypes()
+    compiled_loss, compiled_step = (torch.compile(run, dynamic=True) for run in (dense_loss, criterion))
+
+    def gradient(loss: Tensor) -> Any:
         return torch.autograd.grad(loss, embeddings)
 
-    compiled = torch.compile(criterion, dynamic=True)
-    calls = compiled_calls(lambda: compiled(embeddings, labels).backward())
-    bare = "bare dense loss"
-    runs = {
-        bare: lambda: gradient(dense_loss(embeddings, labels)),
-        "loss + memory": lambda: gradient(criterion(embeddings, labels)),
-        "loss + memory, compiled": lambda: gradient(compiled(embeddings, labels)),
+    return {
+        BARE: lambda: gradient(dense_loss(embeddings, labels)),
+        STEP: lambda: gradient(criterion(embeddings, labels)),
+        BARE + COMPILED: lambda: gradient(compiled_loss(embeddings, labels)),
+        STEP + COMPILED: lambda: gradient(compiled_step(embeddings, labels)),
         "of which the loss": lambda: gradient(spcl(embeddings, labels, prototypes, prototype_mask=exists)),
         "of which the draw": lambda: memory.prototypes(),
         "of which the update": lambda: memory.update(embeddings, labels),
     }
-    times = interleaved(runs, options.seconds, least=200)
-    rows = [
+
+
+def results(times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row for each contestant, with the ratio to the bare dense loss of its kind, eager or compiled."""
+    return [
         {
             "what": name,
             "microseconds": round(1e6 * statistics.median(values)),
-            "ratio to bare": median_ratio(values, times[bare]),
+            "ratio to bare": median_ratio(values, times[BARE + COMPILED if name.endswith(COMPILED) else BARE]),
         }
         for name, values in times.items()
     ]
-    save(options.output / "memory_step.csv", rows)
-    print(f"N={N}, C={C}, D={D}, {machine()}\n{table(rows)}\n\n{calls} calls a compiled step\n")
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(100):
-            runs["loss + memory"]()
-    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=45))
 
 
 def compiled_calls(step: Callable[[], Any]) -> int:

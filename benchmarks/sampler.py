@@ -9,11 +9,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import extra_peak_bytes, save, table
+from measure import extra_peak_bytes, interleaved, save, table
 
 from spcl_loss import DifficultyCurriculumSampler, prototype_difficulty, prototype_difficulty_blocks
 
@@ -46,7 +47,7 @@ def sampler_rows(samples: int, rounds: int) -> list[dict[str, Any]]:
         "state_dict": fixed.state_dict,
         "iteration over an epoch": lambda: sum(1 for _ in fixed),
     }
-    return [measured(f"{what}, {samples:,}", run, rounds, scores.nbytes) for what, run in runs.items()]
+    return measured(runs, rounds, f"{samples:,}", scores.nbytes)
 
 
 def plain_epoch(scores: torch.Tensor, progress: float) -> torch.Tensor:
@@ -68,26 +69,32 @@ def difficulty_rows(rows: int, width: int, rounds: int) -> list[dict[str, Any]]:
         "prototype_difficulty_blocks, two passes": lambda: prototype_difficulty_blocks(blocks, rows),
         "one pass with given centres": lambda: prototype_difficulty_blocks(blocks, rows, centers),
     }
-    return [measured(f"{what}, {rows:,} x {width}", run, rounds, None) for what, run in runs.items()]
+    return measured(runs, rounds, f"{rows:,} x {width}", None)
 
 
-def measured(what: str, run: Callable[[], Any], rounds: int, score_bytes: int | None) -> dict[str, Any]:
-    """Medians; processor time tells more than time where others use the machine too."""
-    run()
-    seconds, processor = [], []
-    for _ in range(rounds):
-        start, own = time.perf_counter(), time.process_time()
-        run()
-        seconds.append(time.perf_counter() - start)
-        processor.append(time.process_time() - own)
-    peak = extra_peak_bytes(run)
-    return {
-        "what": what,
-        "seconds": round(statistics.median(seconds), 3),
-        "processor seconds": round(statistics.median(processor), 3),
-        "extra peak MiB": None if peak is None else round(peak / 2**20),
-        "times the scores": round(peak / score_bytes, 1) if peak is not None and score_bytes else None,
-    }
+def measured(
+    runs: dict[str, Callable[[], Any]], rounds: int, about: str, score_bytes: int | None
+) -> list[dict[str, Any]]:
+    """A row for each run, of medians. Processor time tells more than time where others use the machine too."""
+    processor: dict[str, list[float]] = {what: [] for what in runs}
+
+    def watched(what: str) -> None:
+        begin = time.process_time()
+        runs[what]()
+        processor[what].append(time.process_time() - begin)
+
+    seconds = interleaved({what: partial(watched, what) for what in runs}, seconds=0, least=rounds)
+    peaks = {what: extra_peak_bytes(run) for what, run in runs.items()}
+    return [
+        {
+            "what": f"{what}, {about}",
+            "seconds": round(statistics.median(seconds[what]), 3),
+            "processor seconds": round(statistics.median(processor[what][-rounds:]), 3),
+            "extra peak MiB": None if peak is None else round(peak / 2**20),
+            "times the scores": round(peak / score_bytes, 1) if peak is not None and score_bytes else None,
+        }
+        for what, peak in peaks.items()
+    ]
 
 
 if __name__ == "__main__":

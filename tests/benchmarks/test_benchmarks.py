@@ -7,17 +7,24 @@ import math
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import gpu
 import gpu_check
 import gpu_time
+import loss
 import measure
+import memory_step
 import pytest
+import sampler
 import torch
+
+from spcl_loss import SupervisedPrototypicalContrastiveLoss
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
+PARTS = ("loss", "draw", "update")  # of a step
 PEERS = {  # what their packages offer, as far as it is called
     "memeff": """
 import torch
@@ -167,6 +174,40 @@ def test_a_contestant_that_prepares_is_timed_without_its_preparation():
     times = measure.interleaved({"pair": pair, "slow": lambda: time.sleep(0.01)}, seconds=0, least=2)
     assert calls == ["prepare", 1, "prepare", 3, "prepare", 5]
     assert len(times["pair"]) == len(times["slow"]) == 2 and min(times["slow"]) >= 0.01
+
+
+def test_a_step_is_compared_with_the_dense_loss_of_its_kind(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda run, **_: run)
+    criterion = SupervisedPrototypicalContrastiveLoss(3, 8)
+    times = {name: [2.0, 6.0] for name in memory_step.contestants(criterion, torch.randn(4, 8), torch.zeros(4).long())}
+    times |= {"bare dense loss": [1.0, 3.0], "bare dense loss, compiled": [0.5, 1.5]}
+    ratios = {row["what"]: row["ratio to bare"] for row in memory_step.results(times)}
+    compiled = {"bare dense loss, compiled": 1, "loss + memory, compiled": 4}
+    eager = {"bare dense loss": 1, "loss + memory": 2, **{f"of which the {part}": 2 for part in PARTS}}
+    assert ratios == {**compiled, **eager}
+
+
+def test_every_size_is_compiled_for_itself(monkeypatch):
+    compiled, compile = [], torch.compile
+
+    def record(graph, inputs):
+        compiled.append([type(value) for value in inputs])
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(compile, backend=record))
+    for N in (8, 12):
+        loss.measure(N, 4, 3, seconds=0, memory_gib=1)
+    assert len(compiled) == 2
+    assert not any(kind is torch.SymInt for kinds in compiled for kind in kinds)  # the mark of code for all sizes
+
+
+def test_the_sampler_is_timed_in_turn_with_its_processor_time():
+    calls = []
+    runs = {"sleeps": lambda: calls.append("sleeps") or time.sleep(0.01), "other": lambda: calls.append("other")}
+    rows = sampler.measured(runs, rounds=2, about="5", score_bytes=None)
+    assert calls[:6] == ["sleeps", "other"] * 3  # the first round does not count
+    assert [row["what"] for row in rows] == ["sleeps, 5", "other, 5"]
+    assert rows[0]["seconds"] >= 0.01 > rows[0]["processor seconds"]
 
 
 def test_a_result_names_where_it_comes_from(monkeypatch, tmp_path):
