@@ -488,7 +488,7 @@ BAD_INPUT = {
     ),
     "candidate label too large": (
         ValueError,
-        "candidate_labels must be classes from 0 on below 2",
+        "candidate_labels must be classes from 0 on, below 2",
         "5",
         {"candidates": P, "candidate_labels": torch.tensor([0, 5])},
     ),

@@ -5,6 +5,8 @@ import torch
 
 from spcl_loss import METHODS
 from spcl_loss import supervised_prototypical_contrastive_loss as spcl
+from spcl_loss._similarity import Comparison, strips
+from spcl_loss._similarity.comparison import Upstream
 from support import oracle
 
 # Without thresholds: rounding would decide whether an anchor counts.
@@ -99,3 +101,12 @@ def test_float32_gradients_of_overlapping_classes(impl, method, temperature, N, 
     ours = oracle.value_and_gradients(spcl, embeddings, labels, prototypes, **options, impl=impl)
     for a, b in zip(ours[1:], expected[1:], strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("product_dtype", [torch.float32, torch.bfloat16])
+def test_strips_without_an_anchor_have_a_zero_gradient(product_dtype):
+    rows, empty = torch.eye(3), torch.empty(0)
+    comparison = Comparison(torch.arange(3), None, 10.0, 0, 2, False, product_dtype)
+    assert [value.shape for value in strips.statistics(rows, comparison)] == [(0,)] * 3
+    gradient = strips.gradient(rows, comparison, Upstream(empty, empty, torch.empty(3, 0)))
+    assert torch.equal(gradient, torch.zeros(2, 3))

@@ -31,13 +31,13 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False; received {value!r}. Pass one of the two")
 
 
-def check_number(name: str, value: float, minimum: float = -math.inf) -> None:
+def check_number(name: str, value: float, minimum: float = -math.inf, example: str = "0.05") -> None:
     """A finite number above `minimum`."""
     if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a Python number; received {type(value).__name__}. Pass a float, such as 0.05")
+        raise TypeError(f"{name} must be a Python number; received {type(value).__name__}. Pass one such as {example}")
     if not (minimum < value < math.inf):
         bound = "" if minimum == -math.inf else f" above {minimum:g}"
-        raise ValueError(f"{name} must be a finite number{bound}; received {value}. Pass one such as 0.05")
+        raise ValueError(f"{name} must be a finite number{bound}; received {value}. Pass one such as {example}")
 
 
 def check_size(name: str, value: int, minimum: int = 1, below: int | None = None) -> None:
@@ -129,11 +129,13 @@ def _shape_remedy(name: str, received: tuple[int, ...], dimensions: int) -> str:
         return f"Drop the last dimension with {name}.squeeze(-1)"
     if name.endswith("labels") and len(received) == 2:
         return f"Turn one-hot labels into classes with {name}.argmax(1)"
-    if dimensions == 2 and len(received) == 3:
-        views = received[1]
+    if dimensions == 2 and len(received) == 3 and name == "prototypes":
+        return "Pass several prototypes of a class as rows of candidates, with their classes as candidate_labels"
+    if dimensions == 2 and len(received) == 3 and name != "centers":
+        views, labels = received[1], "candidate_labels" if name == "candidates" else "labels"
         return (
             f"If these are {views} views of each sample, flatten them with {name}.flatten(0, 1) and repeat the labels "
-            f"with labels.repeat_interleave({views})"
+            f"with {labels}.repeat_interleave({views})"
         )
     if dimensions == 2 and len(received) > 3:
         return f"Flatten each sample into one row with {name}.flatten(1)"
@@ -179,7 +181,7 @@ def checked_labels(
     if torch.compiler.is_compiling():  # numbers may be symbols there, which no text can hold
         message = f"{name} must be classes from 0 on, below the number of classes, or ignore_index"
     else:
-        upper = "" if num_classes is None else f" below {num_classes}"
+        upper = "" if num_classes is None else f", below {num_classes}"
         message = f"{name} must be classes from 0 on{upper}, or ignore_index={ignore_index}"
     _check_range(labels, num_classes, ignore_index, message)
     # Valid labels are >= 0, so clamping maps a negative `ignore_index` to -1 in one operator.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spcl_loss._distributed import Batch
-from spcl_loss._numerics import computed_dtype, full_precision, normalised
+from spcl_loss._numerics import computed_dtype, normalised, without_autocast
 from spcl_loss.loss import losses_of_anchors
 from spcl_loss.memory import PrototypeMemory
 from spcl_loss.methods import Options
@@ -15,7 +15,7 @@ from spcl_loss.methods import Options
 @torch.no_grad()
 def diagnose(batch: Batch, options: Options, memory: PrototypeMemory) -> dict[str, Tensor]:
     """See `SupervisedPrototypicalContrastiveLoss.diagnostics`; the batch has been checked and gathered."""
-    with full_precision(batch.embeddings.device.type):
+    with without_autocast(batch.embeddings.device.type):
         return {**_of_losses(batch, options, memory), **_of_rows(batch, memory), **_of_queues(batch, memory)}
 
 

@@ -49,7 +49,7 @@ def product_dtype(embeddings: Tensor) -> torch.dtype:
     return embeddings.dtype if half else computed_dtype(embeddings)
 
 
-def full_precision(device_type: str) -> AbstractContextManager[object]:
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Switches autocast off where it is on: it would round products to half precision."""
     if device_type == "meta":  # meta tensors know no autocast
         return nullcontext()
@@ -124,7 +124,7 @@ class _MatMul(torch.autograd.Function):
 
     @staticmethod
     def forward(left: Tensor, right: Tensor) -> Tensor:
-        return _full_precision_matmul(left, right)
+        return _matmul_without_autocast(left, right)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -134,15 +134,15 @@ class _MatMul(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
         # Use plain products unless a second derivative is wanted: an autograd Function costs more than a small product.
-        product = matmul if torch.is_grad_enabled() else _full_precision_matmul
+        product = matmul if torch.is_grad_enabled() else _matmul_without_autocast
         of_left = product(grad, right.mT) if ctx.needs_input_grad[0] else None
         # Right is the transpose of rows: in this order their gradient has their own memory layout.
         of_right = product(grad.mT, left).mT if ctx.needs_input_grad[1] else None
         return of_left, of_right
 
 
-def _full_precision_matmul(left: Tensor, right: Tensor) -> Tensor:
-    with full_precision(left.device.type):
+def _matmul_without_autocast(left: Tensor, right: Tensor) -> Tensor:
+    with without_autocast(left.device.type):
         return left @ right
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Restorable(nn.Module):
-    """A module that `reset_parameters` makes new. It fills buffers by itself that never had values.
+    """A module that `reset_parameters` makes new.
 
-    A module built on the meta device has no values. `to_empty` and Hugging Face's `from_pretrained` then give it
-    uninitialised memory for whatever the checkpoint does not hold.
+    It initialises buffers that were created on the meta device and never given values. `to_empty` and Hugging Face's
+    `from_pretrained` give those uninitialised memory, unless the checkpoint holds them.
     """
 
     _built_on_meta = False

@@ -20,7 +20,7 @@ from spcl_loss._checks import (
     check_size,
     checked_labels,
 )
-from spcl_loss._numerics import computed_dtype, full_precision, parts, sum_dtype, unit_rows
+from spcl_loss._numerics import computed_dtype, parts, sum_dtype, unit_rows, without_autocast
 
 _NO_CLASS = -1  # the label of ignored rows, once checked
 
@@ -270,7 +270,7 @@ def _difficulty(
     difficulty = embeddings.new_full((embeddings.shape[0],), torch.nan, dtype=dtype)
     if centers.shape[0] == 0:
         return difficulty
-    with full_precision(embeddings.device.type):
+    with without_autocast(embeddings.device.type):
         for part in parts(embeddings.shape[0], sum(unit_centers.shape)):
             rows, classes = embeddings[part], labels[part].clamp_min(0)
             unit, known = unit_rows(rows.to(dtype)), exists[classes] & (labels[part] != _NO_CLASS)

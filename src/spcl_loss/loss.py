@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spcl_loss._checks import check_device, check_embeddings, check_floating, check_mask, checked_labels
 from spcl_loss._distributed import Batch, gather_batch, refusing_together, world_size
-from spcl_loss._numerics import computed_dtype, full_precision, product_dtype
+from spcl_loss._numerics import computed_dtype, product_dtype, without_autocast
 from spcl_loss._similarity import Comparison, Statistics, compare
 from spcl_loss.methods import ContrastKind, Impl, Options, Positives, Reduction, Similarity
 
@@ -55,7 +55,8 @@ def supervised_prototypical_contrastive_loss(
 
     An anchor without a positive does not count. With ``contrast="negatives"`` an anchor without a negative does not
     count either. If no anchor counts, the loss is zero and can still be differentiated. A NaN or an infinity in a row
-    that is not ignored makes the loss NaN, and with ``reduction="none"`` that of every anchor compared with it.
+    that is not ignored makes the loss NaN, and with ``reduction="none"`` that of every anchor compared with it. Only
+    where there is no other candidate may the loss be zero all the same.
 
     Args:
         embeddings: (N, D) floating, any strides and any scale: rows are normalised here. The loss of half precision
@@ -147,7 +148,7 @@ def gathered_batch(
 
 def loss_of_batch(batch: Batch, options: Options) -> Tensor:
     """The loss of what `gathered_batch` returned."""
-    with full_precision(batch.embeddings.device.type):
+    with without_autocast(batch.embeddings.device.type):
         losses, counted, labels, _ = losses_of_anchors(batch, options)
         weights = _anchor_weights(losses, labels, batch)
         return _reduce(losses, counted, weights, options.reduction)

@@ -14,7 +14,7 @@ from torch import Tensor
 from spcl_loss._checks import check_any_class, check_bool, check_embeddings, check_floating, check_outside_backward
 from spcl_loss._diagnostics import diagnose
 from spcl_loss._distributed import Batch
-from spcl_loss._numerics import computed_dtype, full_precision, matmul, unit_rows
+from spcl_loss._numerics import computed_dtype, matmul, unit_rows, without_autocast
 from spcl_loss._state import Restorable
 from spcl_loss.loss import checked_batch, gathered_batch, loss_of_batch, refusing
 from spcl_loss.memory import PrototypeMemory
@@ -30,9 +30,9 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
 
     With `gather_distributed` every rank enqueues the rows of all ranks, in rank order. The memories then stay the same
     to the bit, and nothing is broadcast. Every rank has to make every call, in evaluation too. To evaluate on one rank
-    alone, set ``criterion.gather_distributed = False`` first. In eager code all ranks raise an error where their settings
-    differ, or the seeds or draw counters of their memories. Those of memories on a GPU are compared only if the process
-    group has no CPU backend.
+    alone, set ``criterion.gather_distributed = False`` first. In eager code all ranks raise an error where their
+    settings differ, or the seeds or draw counters of their memories. Those of memories on a GPU are compared only if
+    the process group has no CPU backend.
 
     Args:
         num_classes: C.
@@ -243,7 +243,7 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         centroids, exists = self.memory.centroids()
         check_any_class(exists)
         dtype = computed_dtype(embeddings)
-        with full_precision(embeddings.device.type):
+        with without_autocast(embeddings.device.type):
             scores = matmul(unit_rows(embeddings.to(dtype)), unit_rows(centroids.to(dtype)).T)
             if self.similarity == "shifted_cosine":
                 scores = (1 + scores) / 2

@@ -66,8 +66,8 @@ def assert_matches_single_process(
     """
     check_size("num_classes", num_classes)
     check_size("embedding_dim", embedding_dim)
-    check_number("tolerance", tolerance, minimum=0)
-    check_number("timeout", timeout, minimum=0)
+    check_number("tolerance", tolerance, minimum=0, example="1e-5")
+    check_number("timeout", timeout, minimum=0, example="60")
     if not batch_sizes or not all(isinstance(counts, Sequence) and counts for counts in batch_sizes):
         raise ValueError(
             f"batch_sizes must hold the rows of each rank for at least one step; received {batch_sizes!r}. "

@@ -143,7 +143,7 @@ def computed_scores(kernel, num_programs, arguments):
 def test_scores_are_computed_for_little_more_than_half_the_pairs(monkeypatch, launches, num_rows, bound):
     """Units of N^2 D multiplications: 2.0 would be half the pairs in each pass, and H times the rows once."""
     products = []
-    monkeypatch.setattr(backward, "accumulate", lambda target, h, rows: products.append(h.numel()))
+    monkeypatch.setattr(backward._numerics, "accumulate", lambda target, h, rows: products.append(h.numel()))
     step(num_rows)
     products += [computed_scores(*launch) for launch in launches if launch[0] in ("statistics_of_tiles", "h_of_tiles")]
     assert 2.0 < sum(products) / num_rows**2 <= bound

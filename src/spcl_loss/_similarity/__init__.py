@@ -32,7 +32,7 @@ def compare(
     Returns:
         Three tensors (A,): the log-sum-exp of the weighted scores of the candidates with another label (negatives),
         the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
-        latter scores if it is wanted. The logarithm of an empty sum is about `dense.LOG_ZERO`. For an anchor that is no
+        latter scores if it is wanted. The logarithm of an empty sum is about `LOG_ZERO`. For an anchor that is no
         candidate they mean nothing. And (A,) the number of positives in the dtype of the rows, 0 for such an anchor.
     """
     is_dense = uses_dense(impl, comparison)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 Statistics = tuple[Tensor, Tensor, Tensor]
+# Stands for the logarithm of an empty sum. Finite, so that no gradient meets inf - inf; far below any score.
+LOG_ZERO = -1e30
 
 
 class Comparison(NamedTuple):
@@ -18,7 +20,7 @@ class Comparison(NamedTuple):
     scale: float  # score = scale * inner product
     num_anchors: int
     num_grads: int  # number of leading rows to differentiate; the gradient of the others is zero
-    with_sum: bool  # whether the sum of the positives' scores is wanted; any tensor stands for it otherwise
+    with_sum: bool  # whether the sum of the positives' scores is wanted; if False, the third statistic is unspecified
     product_dtype: torch.dtype  # of the operands of matrix products on a GPU; all else has the dtype of the rows
 
 

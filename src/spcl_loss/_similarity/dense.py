@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spcl_loss._numerics import full_precision, in_torch_func, matmul, normalised, scaled_product, unit_rows
-from spcl_loss._similarity.comparison import Comparison, Statistics
-
-# Stands for the logarithm of an empty sum. Finite, so that no gradient meets inf - inf; far below any score.
-LOG_ZERO = -1e30
+from spcl_loss._numerics import in_torch_func, matmul, normalised, scaled_product, unit_rows, without_autocast
+from spcl_loss._similarity.comparison import LOG_ZERO, Comparison, Statistics
 
 
 def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
@@ -75,8 +72,8 @@ class _Statistics(torch.autograd.Function):
         rows, norms = normalised(torch.cat(blocks), kept)
         scores = scaled_product(rows, rows[: comparison.num_anchors].T, comparison.scale)
         candidates = _candidates(scores, excluded, comparison)
-        # The backward pass needs the softmax too. log p = score - lse holds for the greatest score. On a CPU softmax is
-        # much faster than logsumexp, whose exp is slow where it underflows.
+        # The backward pass needs the softmax too. On a CPU it is much faster than logsumexp, whose exp is slow where it
+        # underflows. So lse = max score - log(max probability), because log p = score - lse for every score.
         probabilities = candidates.softmax(1)
         # amax knows no empty sets
         lse = candidates.amax(1) - probabilities.amax(1).log() if len(rows) else scores.new_zeros(2, 0)
@@ -96,7 +93,7 @@ class _Statistics(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted: that of the definition
             return None, None, None, *_gradients_of_the_definition(blocks, comparison, grads)
         A, G = comparison.num_anchors, comparison.num_grads
-        with full_precision(rows.device.type):
+        with without_autocast(rows.device.type):
             g = torch.addcmul(probabilities[0] * grads[0], probabilities[1], grads[1])  # (R, A), as the scores
             if comparison.with_sum:
                 g += ~excluded[1] * grads[2]

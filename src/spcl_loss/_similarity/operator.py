@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spcl_loss._numerics import full_precision, in_torch_func
+from spcl_loss._numerics import in_torch_func, without_autocast
 from spcl_loss._similarity import strips
 from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import config
@@ -85,7 +85,7 @@ def _statistics_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     comparison = Comparison(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
-    with full_precision(rows.device.type):
+    with without_autocast(rows.device.type):
         outputs: Statistics = _backend(impl, comparison).statistics(rows, comparison)
     return outputs
 
@@ -111,7 +111,7 @@ def _gradient_op(
     impl: str,
 ) -> Tensor:
     comparison = Comparison(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
-    with full_precision(rows.device.type):  # autocast may be on where `backward()` is called
+    with without_autocast(rows.device.type):  # autocast may be on where `backward()` is called
         gradient: Tensor = _backend(impl, comparison).gradient(rows, comparison, Upstream(negative, positive, grads))
     return gradient
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from spcl_loss._numerics import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, widening_product
-from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
-from spcl_loss._similarity.dense import LOG_ZERO
+from spcl_loss._similarity.comparison import LOG_ZERO, Comparison, Statistics, Upstream
 
 _CPU_TILE_BYTES = 4 << 20
 _GPU_TILE_BYTES = 256 << 20
@@ -76,6 +75,8 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
     labels, log_weights, scale, _, num_grads, with_sum, product_dtype = comparison
     negative, positive, grads = upstream
     num_anchors = negative.shape[0]
+    if num_anchors == 0 or num_grads == 0:
+        return rows.new_zeros(num_grads, rows.shape[1])
     log_weights = _log_weights(labels, log_weights, rows.dtype)
     half = product_dtype not in (torch.float32, torch.float64)
     magnitude = grads.abs().amax().clamp_min(torch.finfo(rows.dtype).tiny) / HALF_MAGNITUDE if half else 1.0
@@ -117,10 +118,13 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
 
 
 def tile_shape(device: torch.device, itemsize: int) -> tuple[int, int]:
-    """Rows and columns of a tile: `SPCL_TILE_BYTES` of scores, by default what a CPU's cache or a GPU's queue likes."""
+    """Rows and columns of a tile of `SPCL_TILE_BYTES` of scores.
+
+    By default 4 MiB on a CPU, which stays in cache, and 256 MiB on a GPU, which needs few launches.
+    """
     default = _CPU_TILE_BYTES if device.type == "cpu" else _GPU_TILE_BYTES
     elements = int(os.environ.get("SPCL_TILE_BYTES", default)) // itemsize
-    # Wide tiles: the diagonal blocks, computed whole, are as high as the tile, and cost the less for it.
+    # Diagonal blocks are computed in full. Low, wide tiles keep that waste small.
     height = max(1, math.isqrt(elements // 16))
     return height, max(height, elements // height)
 

@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from spcl_loss import _numerics
-from spcl_loss._numerics import accumulate, widening_product
 from spcl_loss._similarity.comparison import Comparison, Upstream
 from spcl_loss._similarity.kernels.config import is_half, workspace_shape
 from spcl_loss._similarity.kernels.tiles import (
@@ -356,11 +355,11 @@ def tiled(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
             )
             h = workspace[: i.stop - top, : j.stop - left]
             if one_block:
-                result = widening_product(h, factor)
+                result = _numerics.widening_product(h, factor)
                 break
-            accumulate(result[i], h, factor[j])
+            _numerics.accumulate(result[i], h, factor[j])
             new = slice(max(i.stop, left), min(j.stop, num_grads))  # columns that are not rows of this band too
             if new.start < new.stop:
-                accumulate(result[new], h[:, new.start - left : new.stop - left].T, factor[i])
+                _numerics.accumulate(result[new], h[:, new.start - left : new.stop - left].T, factor[i])
     # Kept out of H, which half precision would round to zero.
     return result.mul_(largest.clamp_min(1e-30) * (scale / HALF_MAGNITUDE.value) if is_half(product_dtype) else scale)

@@ -17,6 +17,8 @@ the rows is the gradient, v_j = exp(log weight) of candidate j.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
     with torch.cuda.device_of(rows):
         if rows.shape[0] < config.SORTED_ROWS:
             return compute(rows, comparison, upstream)
-        order = _class_order(comparison.labels, *sorted({min(num_grads, num_anchors), num_anchors}))
+        order = _class_order(comparison.labels, num_grads, num_anchors)
         anchors = order[:num_anchors]
         upstream = Upstream(upstream.negative[anchors], upstream.positive[anchors], upstream.grads[:, anchors])
         return _restored(compute(rows[order], _reordered(comparison, order), upstream), order)
@@ -56,12 +58,11 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
 def _class_order(labels: Tensor, *ends: int) -> Tensor:
     """A permutation of the rows that makes members of a class neighbours.
 
-    Each range of rows up to one of the `ends` is sorted by itself, so that anchors stay in front. Rows behind the last
-    end keep their places: they are prototypes, one per class and in order.
+    Each range of rows up to one of the `ends`, and the rest, is sorted by itself: anchors and rows with a gradient stay
+    in front.
     """
-    starts = (0, *ends[:-1])
-    pieces = [labels[start:end].argsort(stable=True) + start for start, end in zip(starts, ends, strict=True)]
-    return torch.cat([*pieces, torch.arange(ends[-1], labels.shape[0], device=labels.device)])
+    bounds = sorted({0, *ends, labels.shape[0]})
+    return torch.cat([labels[start:end].argsort(stable=True) + start for start, end in pairwise(bounds)])
 
 
 def _restored(values: Tensor, order: Tensor) -> Tensor:

@@ -15,20 +15,20 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from spcl_loss._numerics import PLAIN_SCALE
-from spcl_loss._similarity import dense
+from spcl_loss._similarity.comparison import LOG_ZERO as _LOG_ZERO
 from spcl_loss._similarity.comparison import Comparison
 from spcl_loss._similarity.kernels import config
 from spcl_loss._similarity.kernels.config import Tile
 
 LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))
-LOG_ZERO: tl.constexpr = tl.constexpr(dense.LOG_ZERO)
+LOG_ZERO: tl.constexpr = tl.constexpr(_LOG_ZERO)
 # Do not specialise on these: it brings nothing, and Triton would turn a value of 1 into a constant, which has no
 # tensor methods.
 SIZES = (
     "num_weights", "first_statistic", "first", "first_i", "first_j",
     "num_rows", "num_anchors", "num_grads", "num_i", "num_j", "with_sum",
 )  # fmt: skip
-_WIDTH_UNIT = 16  # entries; Triton knows an argument to be a multiple of 16 or of nothing
+_WIDTH_UNIT = 16  # entries; Triton specialises only on divisibility by 16.
 _ADDRESS_UNIT = 16  # bytes
 # Multiplications and additions in one instruction: Triton is about to change its default.
 FUSED = {"enable_fp_fusion": True}
