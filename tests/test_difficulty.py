@@ -270,6 +270,7 @@ BAD_DIFFICULTY = [
     (ValueError, "2.*7", {"labels": torch.tensor([0, 1, 7, 0])}),
     (TypeError, "ignore_index must be an int.*NoneType", {"ignore_index": None}),
     (ValueError, r"\(C, 3\).*\(2, 5\)", {"centers": torch.ones(2, 5)}),
+    (ValueError, r"\(2, 4, 3\)\. Pass a tensor whose sizes", {"centers": torch.ones(2, 4, 3)}),
     (ValueError, "centers must.*meta", {"centers": torch.ones(2, 3, device="meta")}),
     (ValueError, r"\(2,\).*\(3,\)", {"center_mask": torch.ones(3, dtype=torch.bool)}),
     (TypeError, "bool.*int64", {"center_mask": torch.ones(2, dtype=torch.long)}),

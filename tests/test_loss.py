@@ -408,7 +408,7 @@ BAD_INPUT = {
     "embeddings without dimensions": (ValueError, "Pass a tensor whose sizes", "()", {"embeddings": X[0, 0]}),
     "label too large": (
         ValueError,
-        "labels must be classes from 0 on below 2, or ignore_index=-100",
+        "labels must be classes from 0 on, below 2, or ignore_index=-100",
         "received 2",
         {"labels": torch.tensor([0, 1, 0, 2])},
     ),
@@ -424,6 +424,18 @@ BAD_INPUT = {
         "(C, 3); received (2, 5). Pass a tensor whose sizes match those of the other arguments",
         "(2, 5)",
         {"prototypes": drawn(2, 5)},
+    ),
+    "prototypes, several of a class": (
+        ValueError,
+        "Pass several prototypes of a class as rows of candidates, with their classes as candidate_labels",
+        "(2, 4, 3)",
+        {"prototypes": drawn(2, 4, 3)},
+    ),
+    "candidates, several of a sample": (
+        ValueError,
+        "candidates.flatten(0, 1) and repeat the labels with candidate_labels.repeat_interleave(4)",
+        "(2, 4, 3)",
+        {"candidates": drawn(2, 4, 3), "candidate_labels": torch.arange(2)},
     ),
     "prototypes one-dimensional": (ValueError, "(C, 3)", "(3,)", {"prototypes": P[0]}),
     "prototypes of integers": (TypeError, "float", "int64", {"prototypes": P.long()}),

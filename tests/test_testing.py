@@ -151,6 +151,14 @@ def test_no_batch_is_an_error(batch_sizes):
         check(gathered, batch_sizes=batch_sizes)
 
 
+@pytest.mark.parametrize(("name", "example"), [("timeout", "60"), ("tolerance", "1e-5")])
+def test_a_number_that_will_not_do_is_refused_with_an_example(name, example):
+    with pytest.raises(
+        ValueError, match=f"{name} must be a finite number above 0; received 0. Pass one such as {example}"
+    ):
+        check(gathered, **{name: 0})
+
+
 def test_a_factory_that_cannot_be_sent_is_named():
     with pytest.raises(TypeError, match=r"picklable.*functools\.partial"):
         check(lambda: gathered())
