@@ -134,6 +134,7 @@ class PrototypeMemory(Restorable):
         """
         classes = self._checked(embeddings, labels)
         C, _, D = self.queue.shape
+        # The last row takes the rows that stay out, with whatever they hold.
         sums = torch.zeros(C + 1, D, dtype=sum_dtype(self.queue.device), device=self.queue.device)
         sizes = torch.zeros(C + 1, dtype=torch.int64, device=self.queue.device)
         for part in parts(*embeddings.shape):
