@@ -146,7 +146,8 @@ def paired_bootstrap(
 ) -> dict[str, dict[str, float]]:
     """By average of F1: the difference of two arms, mean over seeds, with its 95% interval over dialogues and seeds.
 
-    Each of 10,000 draws takes as many dialogues and seeds as there are, with replacement, and the same for both arms.
+    Each of 10,000 draws takes dialogues and seeds with replacement, and the same for both arms: as many dialogues as
+    there are, and one seed fewer. So the mean over few seeds varies as much as its unbiased variance says.
     `gold` is (n,). `one` and `other` are an arm's predictions (S, n), by the same seeds. `dialogues` names each turn's.
     A prediction that is no class leaves the turn out.
     """
@@ -160,7 +161,7 @@ def paired_bootstrap(
 
     generator = np.random.default_rng(0)
     times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=10_000)  # (draws, dialogues)
-    drawn_seeds = generator.integers(seeds, size=(len(times), seeds))
+    drawn_seeds = generator.integers(seeds, size=(len(times), max(1, seeds - 1)))
     points, found = f1_of_counts(counts.sum(0)), {}
     for average, of_arms in f1_of_counts(np.tensordot(times, counts, 1)).items():  # (draws, 2, S)
         differences = np.take_along_axis(of_arms[:, 0] - of_arms[:, 1], drawn_seeds, 1).mean(1)

@@ -1,5 +1,7 @@
 """Encoding, heads, scores."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -156,3 +158,14 @@ def test_the_bootstrap_resamples_whole_dialogues_and_pairs_of_seeds():
     other = np.stack([gold, 1 - gold])
     found = paired_bootstrap(gold, one, other, dialogues, 2)["weighted"]
     assert found == {"difference": 0.5, "low": 0.0, "high": 1.0}
+
+
+def test_the_bootstrap_draws_one_seed_fewer_than_there_are():
+    gold = np.tile([0, 1], 100)
+    one = np.tile(gold, (5, 1))
+    other = np.stack([np.where(np.arange(200) < 20 * seed, 1 - gold, gold) for seed in (0, 1, 3, 4, 9)])
+    found = paired_bootstrap(gold, one, other, ["all"] * 200, 2)["weighted"]
+    means = [np.mean(seeds) for seeds in itertools.product((0.0, 0.1, 0.3, 0.4, 0.9), repeat=4)]
+    expected = np.quantile(means, (0.025, 0.975))
+    assert [found["low"], found["high"]] == pytest.approx(expected, abs=0.011)
+    assert np.var(means) == pytest.approx(np.var((0.0, 0.1, 0.3, 0.4, 0.9), ddof=1) / 5)
