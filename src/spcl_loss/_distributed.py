@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from spcl_loss._hashing import checksum
+
 # The name since torch 2.13, where the older one warns.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 
@@ -62,11 +64,14 @@ def gather_batch(
         "width of embeddings": own.embeddings.shape[1],
         "dtype of embeddings": own.embeddings.dtype,
         "dtype of sample_weight": None if own.sample_weight is None else own.sample_weight.dtype,
+        "dtype of class_weights": None if own.class_weights is None else own.class_weights.dtype,
         **settings,
     }
     for name, tensor in (("prototypes", own.prototypes), ("candidates", own.candidates)):
         agreed[f"shape of {name}"] = None if tensor is None else tuple(tensor.shape)
         agreed[f"requires_grad of {name}"] = tensor is not None and tensor.requires_grad
+    if own.class_weights is not None:
+        state = {**state, "checksum of class_weights": checksum(own.class_weights)}
     ranks = Ranks(_agree(own.embeddings, world_size(group), group, agreed, state), dist.get_rank(group), group)
     sample_weight = own.sample_weight
     return Batch(

@@ -218,6 +218,8 @@ def disagreements(rank, world_size):
         "dtype": say(embeddings.double() if odd else embeddings, labels),
         "temperature": say(embeddings, labels, temperature=0.1 if odd else 0.05),
         "sample_weight": say(embeddings, labels, sample_weight=torch.ones(4) if odd else None),
+        "class_weights": say(embeddings, labels, class_weights=torch.tensor([1.0, 2.0 if odd else 3.0])),
+        "no class_weights": say(embeddings, labels, class_weights=None if odd else torch.ones(2)),
         "prototypes": say(embeddings, labels, torch.randn(3 if odd else 2, 8)),
         "learned": say(embeddings, labels, torch.randn(2, 8, requires_grad=odd)),
         "refused option": say(embeddings, labels, temperature=-1.0 if odd else 0.05),

@@ -154,6 +154,8 @@ DISAGREEMENTS = {
     "dtype": ("dtype of embeddings", "torch.float32 on rank 0", "torch.float64 on rank 2"),
     "temperature": ("temperature", "0.05 on rank 0", "0.1 on rank 2"),
     "sample_weight": ("dtype of sample_weight", "None on rank 0", "torch.float32 on rank 2"),
+    "class_weights": ("checksum of class_weights", "on rank 0", "on rank 2"),
+    "no class_weights": ("dtype of class_weights", "torch.float32 on rank 0", "None on rank 2"),
     "learned": ("requires_grad of prototypes", "False on rank 0", "True on rank 2"),
     "prototypes": ("shape of prototypes", "(2, 8) on rank 0", "(3, 8) on rank 2"),
     "seed": ("seed", "0 on rank 0", "1 on rank 2"),
