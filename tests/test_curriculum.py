@@ -387,6 +387,11 @@ class TestResume:
         assert all(state[name].shape == (10_001,) for name in scores)
         assert len(pickle.dumps({name: value for name, value in state.items() if name not in scores})) < 200
 
+    def test_a_state_holds_numbers_of_python(self):
+        bounds = tuple(np.linspace(0, 1, 2))
+        state = sampler(schedule=bounds).state_dict(position=10)
+        assert list(resumed(state, schedule=bounds)) == list(sampler())[10:]
+
     @pytest.mark.parametrize(
         ("name", "value"), [("draw", "bernoulli"), ("shuffle", False), ("schedule", "root"), ("num_epochs", 9)]
     )

@@ -105,6 +105,18 @@ def test_links_into_the_repository_lead_to_files():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+def anchors(page):
+    """Of the headings of a page, as mkdocs and GitHub name them."""
+    headings = re.findall(r"^#+ (.+)$", read(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_to_headings_lead_to_headings(page):
+    links = re.findall(r"\]\((?!https?://)((?:[^)#]+\.md)?)#([^)]+)\)", read(page))
+    assert not [link for link in links if link[1] not in anchors((page.parent / link[0]) if link[0] else page)]
+
+
 @each_page
 def test_relative_links_and_pictures_lead_to_files(page):
     links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#]+)", read(page))

@@ -147,7 +147,7 @@ def paired_bootstrap(
     """By average of F1: the difference of two arms, mean over seeds, with its 95% interval over dialogues and seeds.
 
     Each of 10,000 draws takes dialogues and seeds with replacement, and the same for both arms: as many dialogues as
-    there are, and one seed fewer. So the mean over few seeds varies as much as its unbiased variance says.
+    there are, and one seed fewer (at least one). Drawing n - 1 of n seeds gives their mean its unbiased variance.
     `gold` is (n,). `one` and `other` are an arm's predictions (S, n), by the same seeds. `dialogues` names each turn's.
     A prediction that is no class leaves the turn out.
     """

@@ -123,10 +123,14 @@ class RunFolder:
             path.unlink()
 
     def clear(self) -> None:
-        """Removes what a run of any version wrote, and nothing else. Settings go last: a kill leaves a run to clear."""
+        """Removes what a run wrote, and nothing else. Settings go last: a kill leaves a run to clear."""
         if not self.settings.exists():
             return
-        if '"objective"' not in self.settings.read_text(encoding="utf-8", errors="replace"):
+        try:
+            known = {"dataset", "encoder", "objective"} <= json.loads(self.settings.read_text(encoding="utf-8")).keys()
+        except (AttributeError, ValueError):
+            known = False
+        if not known:
             raise InputError(f"{self.settings} holds no settings of a run: name another --output")
         for path in (*self.found(rf"{UNFINISHED}|{OWN}"), self.settings):
             path.unlink()

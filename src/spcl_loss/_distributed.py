@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 def gather_batch(
     own: Batch, group: dist.ProcessGroup | None, settings: Mapping[str, object], state: Mapping[str, Tensor]
 ) -> Batch:
-    """The batch of all ranks; `settings` and `state`, () int64 each, are what has to be the same on each of them.
+    """The batch of all ranks; `settings` and `state` are what has to be the same on each of them.
 
     No gradient is sent. Every rank computes the same loss of the same batch, and the complete gradient of its own rows
     times the number of ranks, by which DDP divides when it averages.
@@ -71,7 +71,7 @@ def gather_batch(
         agreed[f"shape of {name}"] = None if tensor is None else tuple(tensor.shape)
         agreed[f"requires_grad of {name}"] = tensor is not None and tensor.requires_grad
     if own.class_weights is not None:
-        state = {**state, "checksum of class_weights": checksum(own.class_weights)}
+        state = {**state, "class_weights": own.class_weights.detach()}
     ranks = Ranks(_agree(own.embeddings, world_size(group), group, agreed, state), dist.get_rank(group), group)
     sample_weight = own.sample_weight
     return Batch(
@@ -114,7 +114,7 @@ def refusing_together(group: dist.ProcessGroup | None) -> Iterator[None]:
         raise
 
 
-_REFUSED = -1  # Sent instead of a checksum by a rank that refused its batch. It equals no checksum.
+_REFUSED = -1  # Sent instead of a header by a rank that refused its batch. No settings have this crc32.
 _STRIDE = 6364136223846793005  # odd and large: one number is not mistaken for another
 
 
@@ -133,27 +133,27 @@ def _agree(
         torch._assert_async((counts == rows).all(), "ranks must hold equally many rows when the loss is compiled")
         return [rows] * size
     headers = _exchange(rows, crc32(repr(settings).encode()), state, size, group)
-    if len({checksum for _, checksum in headers}) > 1:
+    if len({header for _, header in headers}) > 1:
         shown = {name: repr(value) for name, value in settings.items()}
-        shown |= {name: str(int(number)) for name, number in state.items()}
+        shown |= {name: str(tensor.tolist()) for name, tensor in state.items()}
         raise ValueError(_disagreement(_gather_objects(shown, size, group)))
     return [count for count, _ in headers]
 
 
 def _exchange(
-    rows: int, checksum: int, state: Mapping[str, Tensor], size: int, group: dist.ProcessGroup | None
+    rows: int, header: int, state: Mapping[str, Tensor], size: int, group: dist.ProcessGroup | None
 ) -> list[list[int]]:
-    """(rows, checksum) of every rank; the state is part of the checksum where it is on the same device.
+    """(rows, header) of every rank; a checksum of the state is part of the header where it is on the same device.
 
     Uses the CPU where the group can, so as not to wait for a GPU's queue.
     """
     devices = [pair.split(":")[0] for pair in dist.get_backend_config(group).split(",")]
     device = "cpu" if "cpu" in devices else devices[0]
     headers = torch.empty(size, 2, dtype=torch.int64, device=device)
-    own = torch.tensor([[rows, checksum]], device=device)
-    for number in state.values():
-        if number.device.type == own.device.type:
-            own[:, 1].mul_(_STRIDE).add_(number)
+    own = torch.tensor([[rows, header]], device=device)
+    for tensor in state.values():
+        if tensor.device.type == own.device.type:
+            own[:, 1].mul_(_STRIDE).add_(checksum(tensor))
     _all_gather(headers, own, group=group)
     values: list[list[int]] = headers.tolist()
     return values
@@ -170,13 +170,14 @@ def _disagreement(settings: list[Any]) -> str:
         if isinstance(theirs, str):
             return f"all ranks must have a batch that fits; rank {rank} refused its own: {theirs}"
     for rank, theirs in enumerate(settings):
-        for name, value in settings[0].items():
-            if theirs[name] != value:
+        for name in settings[0] | theirs:  # one may have called the module, another the function
+            own, other = settings[0].get(name), theirs.get(name)
+            if own != other:
                 return (
-                    f"ranks must agree on the {name}; received {value} on rank 0 and {theirs[name]} on rank {rank}. "
+                    f"ranks must agree on the {name}; received {own} on rank 0 and {other} on rank {rank}. "
                     "Build the model and the loss from the same settings on all of them"
                 )
-    raise AssertionError("settings with different checksums are different")
+    raise AssertionError("settings with different headers are different")
 
 
 def _with_own_gradient(ranks: Ranks, own: Tensor) -> Tensor:

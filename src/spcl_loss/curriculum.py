@@ -31,9 +31,10 @@ class DifficultyCurriculumSampler(Sampler[int]):
         (1 - k/R) + (2k/R - 1) r / (n - 1)                                     (Song et al., section 3.3)
 
     `set_epoch` fixes the samples of an epoch. They depend only on the difficulty at that moment, the epoch and the
-    arguments below. Each of those is an attribute that can be set; the next epoch that begins is drawn with it. Samples
-    of equal difficulty are ranked at random, anew in each epoch. A single sample is always kept. If nobody calls
-    `set_epoch`, every iteration after the first counts as the next epoch, with a warning; the last epoch repeats.
+    arguments below. Every argument but `difficulty` is an attribute that can be set. The next epoch that begins uses
+    it, so call `set_epoch` after a change and before you read the length. Samples of equal difficulty are ranked at
+    random, anew in each epoch. A single sample is always kept. If nobody calls `set_epoch`, every iteration after the
+    first counts as the next epoch, with a warning; the last epoch repeats.
 
     To resume, save `state_dict()` after a training step. A new process loads it, calls ``set_epoch(sampler.epoch)``,
     and goes on with the next sample. A loader that reads ahead (worker processes, Accelerate) takes more samples than
@@ -139,9 +140,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
         """Begins an epoch.
 
-        An unfinished epoch keeps its samples, unless new scores are given: an epoch whose iterator has not ended, or
-        one that `load_state_dict` has restored. The next iterator starts at the restored position, else at the first
-        sample. A changed setting waits for the next epoch once a sample of this one was used.
+        An epoch is unfinished while its iterator has samples left, or after `load_state_dict`. `set_epoch` with its
+        number keeps its samples, unless you give new scores. It also keeps its settings once a sample was used. The
+        next iterator starts at the restored position, else at the first sample.
 
         Args:
             epoch: which one, of 0 .. num_epochs - 1.
@@ -219,7 +220,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
             check_size("position", position, minimum=0)
         used = self._used() if position is None else position * drawn.num_replicas
         state = {"epoch": drawn.epoch, "position": used, "seed": drawn.seed, "difficulty": self.difficulty}
-        state["settings"] = drawn.told()
+        state["settings"] = drawn.recorded()
         if self._drawn_from is not self.difficulty:  # scores that were observed since the epoch began
             state["drawn_from"] = self._drawn_from
         return state
@@ -247,8 +248,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
         self._observed.clear()
         self._begin_epoch(settings, drawn_from)
         self._resume_at = state["position"]
-        begun, present = state.get("settings", settings.told()), settings.told()  # older states do not say
-        if begun != present and 0 < state["position"] < len(self) * self.num_replicas:
+        begun, present = state.get("settings", settings.recorded()), settings.recorded()  # older states do not say
+        if begun != present and 0 < state["position"] < len(self) * settings.num_replicas:
             warnings.warn(
                 f"the epoch began with {begun}; this sampler has {present}. So the rest of the epoch may repeat some "
                 "samples and miss others. Build the sampler with the same settings, or begin a new epoch",
@@ -323,9 +324,11 @@ class _Settings(NamedTuple):
     num_replicas: int
     rank: int
 
-    def told(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Those that a state has to agree on, in types that `torch.load` reads."""
-        schedule = "a callable" if callable(self.schedule) else self.schedule
+        schedule: object = "a callable" if callable(self.schedule) else self.schedule
+        if isinstance(schedule, tuple):  # of NumPy's numbers perhaps
+            schedule = tuple(map(float, schedule))
         return {"draw": self.draw, "shuffle": self.shuffle, "schedule": schedule, "num_epochs": self.num_epochs}
 
     def keep_parts(self, size: int) -> tuple[NDArray[np.int32], int]:

@@ -188,14 +188,15 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         self, options: Options, learned: Tensor | None, embeddings: Tensor, labels: Tensor, *others: Any
     ) -> Batch:
         """The batch with the prototypes to compare with, after a check; with `gather_distributed` that of all ranks."""
-        memory = self.memory
+        memory, drawn = self.memory, self.training and learned is None
         with refusing(options):
             prototypes, exist = learned, None
             if learned is None:
-                prototypes, exist = memory.prototypes(advance=False) if self.training else memory.centroids()
+                prototypes, exist = memory.prototypes(advance=False) if drawn else memory.centroids()
             batch = checked_batch(Batch(embeddings, labels, prototypes, exist, *others), options, memory.queue)
         settings = {"training": self.training, "support_size": memory.support_size, "queue_size": memory.queue_size}
-        return gathered_batch(batch, options, settings, {"seed": memory.seed, "draw counter": memory.draws})
+        state = {"draw counter": memory.draws} | ({"seed": memory.seed} if drawn else {})
+        return gathered_batch(batch, options, settings, state)
 
     def diagnostics(self, embeddings: Tensor, labels: Tensor, *, prototypes: Tensor | None = None) -> dict[str, Tensor]:
         """What the loss sees in a batch. Changes no state, has no gradient, and waits for no GPU.
@@ -304,8 +305,8 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         memory = self.__dict__.get("_modules", {}).get("memory")
         if name == "memory" and memory is not None:
             _check_memory(value, memory.num_classes, memory.embedding_dim, memory.ignore_index)
-        # A subclass may keep the number that it has passed on.
-        if name in _OF_THE_MEMORY and memory is not None and value != getattr(memory, _OF_THE_MEMORY[name]):
+        changed = name in _FIXED and memory is not None and value != getattr(memory, _FIXED[name])
+        if changed or (name == "support_size" and memory is not None):
             remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
             raise AttributeError(f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}")
         super().__setattr__(name, value)
@@ -336,9 +337,8 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
 
-# The memory's own name of each. The buffer `seed` may be on a GPU or without a value.
-_OF_THE_MEMORY = {name: name for name in ("num_classes", "embedding_dim", "queue_size", "support_size")}
-_OF_THE_MEMORY["seed"] = "_constructor_seed"
+# What a subclass may keep as its own attribute, by the memory's name of it.
+_FIXED = {name: name for name in ("num_classes", "embedding_dim", "queue_size")} | {"seed": "_constructor_seed"}
 
 
 def _check_memory(memory: PrototypeMemory, num_classes: int, embedding_dim: int, ignore_index: int) -> None:

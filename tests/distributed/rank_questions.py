@@ -210,6 +210,8 @@ def disagreements(rank, world_size):
 
     return {
         "seed": say_of_memory(lambda criterion: None, seed=int(odd)),
+        "no matter": say_of_memory(lambda criterion: criterion.eval(), seed=int(odd)),  # nothing is drawn
+        "function": say(embeddings, labels, torch.ones(2, 8)) if odd else say_of_memory(lambda criterion: None),
         "draws": say_of_memory(lambda criterion: criterion.memory.prototypes() if odd else None),
         "training": say_of_memory(lambda criterion: criterion.train(not odd)),
         "support_size": say_of_memory(support(4 if odd else 3)),
