@@ -236,6 +236,7 @@ def draw(lines: list[dict[str, str]], path: Path) -> None:
             label = head if place < len(colors) else None
             axis.plot(float(line[f"difference, {average}"]), height, "o", color=colors[head], label=label)
         axis.axvline(0, color="black", linewidth=1)
+        axis.locator_params(axis="x", nbins=6)
         axis.set_xlabel(f"points of {average}-F1 over cross-entropy")
     middles = [(len(colors) + 1) * group + (len(colors) - 1) / 2 for group in range(len(groups))]
     axes[0].set_yticks(middles, [_name(group) for group in groups])
@@ -246,8 +247,10 @@ def draw(lines: list[dict[str, str]], path: Path) -> None:
 
 def _name(group: dict[str, str]) -> str:
     loss = "SPCL alone" if " none " in group["arm"] else "SPCL beside cross-entropy"
-    share = float(group["share of the dialogues"])
-    return f"{group['dataset']}, {share:.0%} of the dialogues\n{loss}, {group['seeds']} seeds, on {group['scored on']}"
+    share, epochs = float(group["share of the dialogues"]), group["arm"].split("--epochs ")[1].split()[0]
+    scored = group["scored on"].replace("rest", "held-out dialogues")
+    about = f"{group['dataset']}, {share:.0%} of the dialogues, {epochs} epochs"
+    return f"{about}\n{loss}, {group['seeds']} seeds, on {scored}"
 
 
 def main() -> None:

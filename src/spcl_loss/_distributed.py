@@ -177,7 +177,7 @@ def _disagreement(settings: list[Any]) -> str:
                     f"ranks must agree on the {name}; received {own} on rank 0 and {other} on rank {rank}. "
                     "Build the model and the loss from the same settings on all of them"
                 )
-    raise AssertionError("settings with different headers are different")
+    raise AssertionError("settings with different checksums are different")
 
 
 def _with_own_gradient(ranks: Ranks, own: Tensor) -> Tensor:
