@@ -126,11 +126,8 @@ class RunFolder:
         """Removes what a run wrote, and nothing else. Settings go last: a kill leaves a run to clear."""
         if not self.settings.exists():
             return
-        try:
-            known = {"dataset", "encoder", "objective"} <= json.loads(self.settings.read_text(encoding="utf-8")).keys()
-        except (AttributeError, ValueError):
-            known = False
-        if not known:
+        text = self.settings.read_text(encoding="utf-8", errors="replace")
+        if not all(f'"{name}"' in text for name in ("dataset", "encoder", "objective")):
             raise InputError(f"{self.settings} holds no settings of a run: name another --output")
         for path in (*self.found(rf"{UNFINISHED}|{OWN}"), self.settings):
             path.unlink()
