@@ -56,6 +56,12 @@ def options(settings: dict[str, Any]) -> str:
     return " ".join(said)
 
 
+def identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run from others. Its encoder has no folders in front, so that it is the same from any folder."""
+    where = {name: settings[name] for name in SAME} | {"encoder": Path(settings["encoder"]).name}
+    return where | {"arm": options(settings), "seed": settings["seed"]}
+
+
 def name_of(row: dict[str, Any]) -> str:
     """What no two runs share."""
     return "/".join(str(row[key]) for key in (*SAME, "arm", "seed"))
@@ -64,10 +70,9 @@ def name_of(row: dict[str, Any]) -> str:
 def read_run(folder: Path, settings: dict[str, Any], date: str, machine: str) -> tuple[dict[str, Any], Kept]:
     """A finished run: its row of the table, its predictions."""
     result = json.loads((folder / "result.json").read_text())
-    environment, changed = result["environment"], options(settings)
-    row: dict[str, Any] = {name: settings[name] for name in SAME}
-    row |= {"arm": changed, "seed": settings["seed"], "train turns": result["train_samples"]}
-    row |= {"epochs": result["epochs"], "best epoch": result["best_epoch"], "selected by": result["selected_by"]}
+    environment, row = result["environment"], identity(settings)
+    row |= {"train turns": result["train_samples"], "epochs": result["epochs"], "best epoch": result["best_epoch"]}
+    row |= {"selected by": result["selected_by"]}
     classes = list(result["dev"]["lda"]["per_class_f1"])
     turns = {split: read_predictions(folder / "predictions.csv", split, classes) for split in ("dev", "test")}
     if settings["train_fraction"] < 1:
@@ -76,7 +81,7 @@ def read_run(folder: Path, settings: dict[str, Any], date: str, machine: str) ->
         scores = result[split][head] if split in result else {}
         row[f"{split} {head} {metric}"] = "" if not scores else round(scores[metric.replace("-", "_").lower()], 4)
     encoder = "" if settings["encoder"] == Settings.encoder else f"--encoder {settings['encoder']} "
-    own = f"{encoder}--seed {settings['seed']} --train-fraction {settings['train_fraction']} {changed}"
+    own = f"{encoder}--seed {settings['seed']} --train-fraction {settings['train_fraction']} {row['arm']}"
     row |= {
         "seconds": round(result["seconds"]),
         "commit": environment["commit"],
@@ -143,7 +148,7 @@ def add(roots: list[Path], date: str, machine: str, table: Path, archive: Path) 
     new = []
     for folder in sorted({path.parent for root in roots for path in root.rglob("result.json")}):
         settings = json.loads((folder / "settings.json").read_text())  # of any version
-        if name_of({**settings, "arm": options(settings)}) not in known:
+        if name_of(identity(settings)) not in known:
             row, predictions = read_run(folder, settings, date, machine)
             new.append({key: str(value) for key, value in row.items()})
             kept |= predictions
@@ -172,7 +177,7 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
     """Every arm against the cross-entropy with as many epochs, on the seeds of both, in percent.
 
     Without `split`, on the rest where the runs have one, else on dev. Both arms have the same head, head by head; at
-    last each has the head that is best for it on dev.
+    last each has the head that is best for it on dev. That interval takes the choice of the heads as given.
     """
     arms: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -198,7 +203,8 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
             stacks = [np.stack([kept[f"{name_of(side[seed])}/{of}/{head}"] for seed in seeds]) for side, head in sides]
             line = {"dataset": where[0], "share of the dialogues": where[2], "scored on": of, "arm": arm}
             line |= {"seeds": str(len(seeds)), "head": title}
-            for average, found in paired_bootstrap(gold, *stacks, dialogues, int(gold.max()) + 1).items():
+            classes = 1 + max(int(array[array != NOT_SCORED].max()) for array in (gold, *stacks))
+            for average, found in paired_bootstrap(gold, *stacks, dialogues, classes).items():
                 means = [mean(side, f"{of} {head} {average}-F1") for side, head in sides]
                 line[f"{average}-F1, arm / cross-entropy"] = " / ".join(f"{value:.1f}" for value in means)
                 line[f"difference, {average}"] = f"{100 * found['difference']:+.1f}"

@@ -107,10 +107,10 @@ def arm_settings(options: str, preset_name: str, dataset: str, seed: int, common
         own = _read(shlex.split(options))
     except ValueError as error:  # an unclosed quote
         raise InputError(f"an arm's options must be as on a command line; received {options!r}: {error}") from error
-    if own.get("objective", "spcl") != "spcl":
-        own = {"easy_threshold": None, **own}  # the paper preset's threshold is SPCL's
-    base = Settings(dataset=dataset, seed=seed, **{**preset(preset_name, dataset), **_read(common)})
-    settings = replace(base, **{**own, "seed": seed})
+    shared = _read(common)
+    objective = (shared | own).get("objective", "spcl")
+    base = Settings(dataset=dataset, seed=seed, **{**preset(preset_name, dataset, objective), **shared})
+    settings = replace(base, **own)
     parts = [1 if one.curriculum == "all" else 2 for one in (base, settings)]  # an epoch's, in all the data
     if "epochs" not in own:
         settings = replace(settings, epochs=max(1, settings.epochs * parts[1] // parts[0]))

@@ -49,10 +49,11 @@ class Epochs:
     def needs_pass(self, epoch: int) -> bool:
         """Whether the epoch begins with a pass that encodes its samples.
 
-        The first epoch does. With a curriculum others do too, to measure difficulties. Every second epoch uses those of
-        the training steps instead, where there are any: they cost nothing.
+        The first epoch does, and every epoch of the authors. With a curriculum others do too, to measure difficulties.
+        Every second epoch uses those of the training steps instead, where there are any: they cost nothing.
         """
-        return epoch == 0 or (self.settings.curriculum == "on" and not (self.observes and epoch % 2 == 1))
+        measures = self.settings.curriculum == "on" and not (self.observes and epoch % 2 == 1)
+        return epoch == 0 or self.settings.as_authors or measures
 
     @property
     def observes(self) -> bool:

@@ -65,8 +65,11 @@ def _run(dataset: str, output: Path, arguments: argparse.Namespace) -> None:
     stored = folder.stored_settings() if arguments.resume else None
     corpus = _corpus(stored.dataset if stored is not None else dataset, arguments)
     continues = stored is not None and arguments.preset is None
-    base = asdict(stored) if continues else preset(arguments.preset or "cpu", corpus.name)
-    settings = Settings(**{**base, "dataset": corpus.name, **given(arguments)})
+    named = given(arguments)
+    base = (
+        asdict(stored) if continues else preset(arguments.preset or "cpu", corpus.name, named.get("objective", "spcl"))
+    )
+    settings = Settings(**{**base, "dataset": corpus.name, **named})
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
         used = corpus.first(settings.limit).part(settings.train_fraction, settings.seed)

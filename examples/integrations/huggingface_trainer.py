@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from spcl_loss import DifficultyCurriculumSampler, SupervisedPrototypicalContrastiveLoss, prototype_difficulty
 
@@ -74,13 +73,23 @@ class CurriculumCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each process writes files of its own
         if state.is_world_process_zero:
             # Position 0, because the trainer itself skips the batches that this epoch has trained on.
             saved = {"loss": self.loss_fn.state_dict(), "sampler": self.sampler.state_dict(position=0)}
-            torch.save(saved, self._path(args, state))
+            unfinished = self._path(args, state).with_suffix(".part")
+            torch.save(saved, unfinished)
+            unfinished.replace(self._path(args, state))
 
     def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "curriculum.pt"
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint. `curriculum.pt` is its last file: a kill while saving leaves a folder without it."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/curriculum.pt")]
+    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
 
 
 def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLoss]:
@@ -99,7 +108,7 @@ def train(folder: Path) -> tuple[nn.Module, SupervisedPrototypicalContrastiveLos
     loss_fn = SupervisedPrototypicalContrastiveLoss(CLASSES, WIDTH, gather_distributed=True)
     sampler = DifficultyCurriculumSampler(prototype_difficulty(data.inputs, data.labels), num_epochs=EPOCHS)
     trainer = CurriculumTrainer(loss_fn, sampler, model=make_model(), args=args, train_dataset=data)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     return trainer.model, loss_fn
 
 

@@ -23,7 +23,6 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from spcl_loss import DifficultyCurriculumSampler, SupervisedPrototypicalContrastiveLoss, prototype_difficulty
 
@@ -100,13 +99,23 @@ class CurriculumCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each process writes files of its own
         if state.is_world_process_zero:
             # Position 0, because the trainer itself skips the batches that this epoch has trained on.
             saved = {"loss": self.spcl.state_dict(), "sampler": self.sampler.state_dict(position=0)}
-            torch.save(saved, self._path(args, state))
+            unfinished = self._path(args, state).with_suffix(".part")
+            torch.save(saved, unfinished)
+            unfinished.replace(self._path(args, state))
 
     def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "curriculum.pt"
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint. `curriculum.pt` is its last file: a kill while saving leaves a folder without it."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/curriculum.pt")]
+    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
 
 
 def train(folder: Path) -> tuple[SentenceTransformer, SupervisedPrototypicalContrastiveLoss]:
@@ -131,7 +140,7 @@ def train(folder: Path) -> tuple[SentenceTransformer, SupervisedPrototypicalCont
     loss, callback = SentenceLoss(model, spcl), CurriculumCallback(spcl, sampler)
     trainer = CurriculumTrainer(model=model, args=args, train_dataset=data, loss=loss, callbacks=[callback])
     trainer.curriculum = sampler
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     return model, spcl
 
 

@@ -21,7 +21,7 @@ def run_folder(root, settings, guesses):
     """A finished run whose heads all predict `guesses`, one letter a turn; four turns are a dialogue."""
     folder = root / f"{settings.objective}-{settings.seed}"
     folder.mkdir(parents=True)
-    scores = {"weighted_f1": 0.5, "macro_f1": 0.25, "per_class_f1": {"a": 0.5, "b": 0.5}}
+    scores = {"weighted_f1": 0.5, "macro_f1": 0.25, "per_class_f1": {"a": 0.5, "b": 0.5, "c": 0.0}}
     result = {
         "train_samples": 7, "epochs": settings.epochs, "best_epoch": 2, "selected_by": "lda", "seconds": 1.5,
         "precision": "bf16", "environment": {"commit": "abc", "threads": 1, "torch": "2.13"},
@@ -71,6 +71,14 @@ def test_runs_are_kept_once_and_compared_seed_by_seed(tmp_path):
     assert erc_runs.compare(rows, kept, "test")[0]["difference, weighted"] == "+16.7"  # half right, of either class
 
 
+def test_a_predicted_class_that_no_turn_has_is_an_error(tmp_path):
+    table, archive, runs = tmp_path / "runs.csv", tmp_path / "runs.npz", tmp_path / "runs"
+    run_folder(runs, Settings(objective="ce"), GOLD["dev"])
+    run_folder(runs, Settings(), "ac" * 6)  # the first half is right; c is the last class, and nobody's
+    erc_runs.add([runs], "2026-01-01", "a machine", table, archive)
+    assert {line["difference, weighted"] for line in erc_runs.compare(*erc_runs.load(table, archive))} == {"-50.0"}
+
+
 @pytest.mark.parametrize(("owner", "write"), [(np, "savez_compressed"), (csv.DictWriter, "writerows")])
 def test_a_kill_while_runs_are_added_loses_none(owner, write, tmp_path, monkeypatch):
     table, archive, runs = tmp_path / "runs.csv", tmp_path / "runs.npz", tmp_path / "runs"
@@ -91,14 +99,16 @@ def test_a_kill_while_runs_are_added_loses_none(owner, write, tmp_path, monkeypa
     assert {erc_runs.name_of(row) + "/dev/lda" for row in rows} <= set(kept) and len(rows) == 2
 
 
-def test_the_command_of_a_run_names_its_encoder(tmp_path):
+def test_a_row_names_the_encoder_and_its_command_says_where_it_lay(tmp_path):
     run_folder(tmp_path / "runs", Settings(), GOLD["dev"])
     run_folder(tmp_path / "runs", Settings(encoder="microsoft/mpnet-base", seed=1), GOLD["dev"])
     table, archive = tmp_path / "runs.csv", tmp_path / "runs.npz"
     erc_runs.add([tmp_path / "runs"], "2026-01-01", "a machine", table, archive)
     commands = {row["encoder"]: row["command"] for row in erc_runs.load(table, archive)[0]}
-    assert " --encoder microsoft/mpnet-base " in commands["microsoft/mpnet-base"]
+    assert " --encoder microsoft/mpnet-base " in commands["mpnet-base"]
     assert "--encoder" not in commands[Settings().encoder]
+    run_folder(tmp_path / "again", Settings(encoder="models/mpnet-base", seed=1), GOLD["dev"])
+    assert erc_runs.add([tmp_path / "again"], "2026-01-01", "a machine", table, archive) == 0
 
 
 def test_a_run_with_a_setting_of_an_earlier_version_is_an_arm_of_its_own(tmp_path):
@@ -138,6 +148,7 @@ def test_what_is_published_belongs_together():
     assert rows
     for row in rows:
         name = erc_runs.name_of(row)
+        assert "/" not in row["encoder"]
         for split in erc_runs.SPLITS if float(row["train_fraction"]) < 1 else GOLD:
             gold = kept[f"{row['dataset']}/{split}/gold"].astype(int)
             classes = gold.max() + 1

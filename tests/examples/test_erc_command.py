@@ -109,12 +109,16 @@ def test_preset_dataset_and_options_make_the_settings(nowhere, trained):
     settings, _, output, flags = trained[0]
     assert (settings.max_length, settings.seed, settings.as_authors) == (256, 4, True)
     assert (output, flags) == (nowhere / "run", {"resume": False, "overwrite": False})
+    options = ["--practice", "--output", str(nowhere / "run"), "--preset", "paper"]
+    for more in ([], ["--objective", "spdcl"], ["--objective", "spdcl", "--easy-threshold", "0.1"]):
+        command.main("MELD", None, [*options, *more])
+    assert [call[0].easy_threshold for call in trained] == [0.3, 0.3, None, 0.1]  # the authors' 0.3 is SPCL's alone
     turn = {"text": "Hi.", "speaker": "a", "label": "neu"}
     for name in IEMOCAP.files:
         (nowhere / name).write_text(json.dumps([[turn]]), encoding="utf-8")
     options = ["--data-dir", str(nowhere), "--output", str(nowhere / "run"), "--preset", "mpnet", "--epochs", "7"]
     command.main("IEMOCAP", None, options)
-    settings, name, *_ = trained[1]
+    settings, name, *_ = trained[-1]
     assert (name, settings.dataset, settings.warmup, settings.epochs) == ("IEMOCAP", "IEMOCAP", 50, 7)
 
 

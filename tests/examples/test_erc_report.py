@@ -87,6 +87,12 @@ def test_arms_see_as_much_data_as_the_preset_unless_they_name_their_epochs():
 def test_the_arm_has_the_last_word_and_the_common_options_the_second():
     settings = reproduce.arm_settings("--batch-size 4", "cpu", "MELD", 0, ["--batch-size", "8", "--max-length", "64"])
     assert (settings.batch_size, settings.max_length, settings.context_turns) == (4, 64, 4)
+    own, common = (
+        reproduce.arm_settings("--queue-size 99", "paper", "MELD", 0, ["--objective", "spdcl"]),
+        ["--epochs", "2"],
+    )
+    assert (own.objective, own.queue_size, own.easy_threshold) == ("spdcl", 99, None)
+    assert reproduce.arm_settings("--objective spcl", "paper", "MELD", 0, common).easy_threshold == 0.3
 
 
 def test_seeds_come_first_so_that_an_unfinished_comparison_has_all_arms():

@@ -444,9 +444,13 @@ def test_the_authors_clip_one_norm_over_encoder_and_head(encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "passes"), [({}, [0, 2]), ({"as_authors": True}, [0, 1, 2, 3]), ({"curriculum": "all"}, [0])]
-)
-def test_the_pass_for_difficulties_comes_as_often_as_stated(encoder, tmp_path, changes, passes):
+    ("changes", "passes"),
+    [
+        ({}, [0, 2]), ({"curriculum": "all"}, [0]), ({"as_authors": True}, [0, 1, 2, 3]),
+        ({"as_authors": True, "curriculum": "half"}, [0, 1, 2, 3]),  # empties the memory
+    ],
+)  # fmt: skip
+def test_the_pass_for_difficulties_and_class_means_comes_as_often_as_stated(encoder, tmp_path, changes, passes):
     run = training(encoder, tmp_path, **changes)
     assert [epoch for epoch in range(4) if run.data.needs_pass(epoch)] == passes
 

@@ -92,6 +92,28 @@ def test_a_kill_while_accelerate_saves_leaves_a_whole_checkpoint(during, tmp_pat
         torch.testing.assert_close(actual.state_dict(), wanted.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["huggingface_trainer", "sentence_transformers_trainer"])
+@pytest.mark.parametrize("during", ["optimizer", "curriculum"])
+def test_a_kill_while_a_trainer_saves_leaves_the_checkpoint_before(name, during, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(integration_run.EXAMPLES)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    example, real = importlib.import_module(name), torch.save
+    expected = example.train(tmp_path / "whole")
+
+    def killed(state, path, *args, **options):
+        if (Path(path).parent.name, Path(path).stem) == (f"checkpoint-{2 * SAVE_EVERY}", during):
+            Path(path).write_bytes(b"broken off")
+            raise integration_run.Interrupted
+        real(state, path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", killed)
+        with pytest.raises(integration_run.Interrupted):
+            example.train(tmp_path / "killed")
+    for actual, wanted in zip(example.train(tmp_path / "killed"), expected, strict=True):
+        torch.testing.assert_close(actual.state_dict(), wanted.state_dict(), rtol=0, atol=0)
+
+
 def assert_epochs_advance_and_are_shared(ranks):
     drawn = []
     for epoch in range(EPOCHS):
