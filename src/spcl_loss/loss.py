@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from spcl_loss._checks import check_device, check_embeddings, check_floating, check_mask, checked_labels
-from spcl_loss._distributed import Batch, gather_batch, refusing_together, world_size
+from spcl_loss._distributed import Batch, gather_batch, refusing, several_ranks
 from spcl_loss._numerics import computed_dtype, product_dtype, without_autocast
 from spcl_loss._similarity import Comparison, Statistics, compare
 from spcl_loss.methods import ContrastKind, Impl, Options, Positives, Reduction, Similarity
@@ -121,33 +118,13 @@ def supervised_prototypical_contrastive_loss(
     )
     with refusing(options):
         batch = checked_batch(batch, options)
-    return loss_of_batch(gathered_batch(batch, options, {}, {}), options)
-
-
-def refusing(options: Options) -> AbstractContextManager[None]:
-    """Within it an error of this rank becomes one of all ranks that share a batch."""
-    # Compiled graphs cannot contain the collective that reports an error.
-    together = _shared(options) and not torch.compiler.is_compiling()
-    return refusing_together(options.process_group) if together else nullcontext()
-
-
-def _shared(options: Options) -> bool:
-    return options.gather_distributed and world_size(options.process_group) > 1
-
-
-def gathered_batch(
-    batch: Batch, options: Options, of_memory: Mapping[str, object], state: Mapping[str, Tensor]
-) -> Batch:
-    """What `checked_batch` returned; with `gather_distributed` that of all ranks, which agree on the rest."""
-    if not _shared(options):
-        return batch
-    settings: dict[str, object] = dict(zip(Options._fields, options, strict=True))
-    del settings["process_group"]  # a handle, different on every rank
-    return gather_batch(batch, options.process_group, {**settings, **of_memory}, state)
+    if several_ranks(options):
+        batch = gather_batch(batch, options, {}, {})
+    return loss_of_batch(batch, options)
 
 
 def loss_of_batch(batch: Batch, options: Options) -> Tensor:
-    """The loss of what `gathered_batch` returned."""
+    """The loss of a checked batch: that of all ranks if they share it."""
     with without_autocast(batch.embeddings.device.type):
         losses, counted, labels, _ = losses_of_anchors(batch, options)
         weights = _anchor_weights(losses, labels, batch)

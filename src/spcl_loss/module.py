@@ -13,10 +13,10 @@ from torch import Tensor
 
 from spcl_loss._checks import check_any_class, check_bool, check_embeddings, check_floating, check_outside_backward
 from spcl_loss._diagnostics import diagnose
-from spcl_loss._distributed import Batch
+from spcl_loss._distributed import Batch, gather_batch, refusing, several_ranks
 from spcl_loss._numerics import computed_dtype, matmul, unit_rows, without_autocast
 from spcl_loss._state import Restorable
-from spcl_loss.loss import checked_batch, gathered_batch, loss_of_batch, refusing
+from spcl_loss.loss import checked_batch, loss_of_batch
 from spcl_loss.memory import PrototypeMemory
 from spcl_loss.methods import ContrastKind, Impl, Options, Positives, Reduction, Similarity
 
@@ -72,20 +72,6 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
     memory: PrototypeMemory
     class_weights: Tensor | None
     _constructor_weights: list[float] | None
-
-    if TYPE_CHECKING:  # else a call would have the type Any
-
-        def __call__(
-            self,
-            embeddings: Tensor,
-            labels: Tensor,
-            *,
-            prototypes: Tensor | None = None,
-            candidates: Tensor | None = None,
-            candidate_labels: Tensor | None = None,
-            sample_weight: Tensor | None = None,
-            update_memory: bool | None = None,
-        ) -> Tensor: ...
 
     def __init__(
         self,
@@ -184,6 +170,9 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             self.memory._end_step(batch.embeddings, batch.labels)
         return loss
 
+    if TYPE_CHECKING:
+        __call__ = forward  # else a call would have the type Any
+
     def _batch(
         self, options: Options, learned: Tensor | None, embeddings: Tensor, labels: Tensor, *others: Any
     ) -> Batch:
@@ -194,9 +183,11 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
             if learned is None:
                 prototypes, exist = memory.prototypes(advance=False) if drawn else memory.centroids()
             batch = checked_batch(Batch(embeddings, labels, prototypes, exist, *others), options, memory.queue)
+        if not several_ranks(options):
+            return batch
         settings = {"training": self.training, "support_size": memory.support_size, "queue_size": memory.queue_size}
         state = {"draw counter": memory.draws} | ({"seed": memory.seed} if drawn else {})
-        return gathered_batch(batch, options, settings, state)
+        return gather_batch(batch, options, settings, state)
 
     def diagnostics(self, embeddings: Tensor, labels: Tensor, *, prototypes: Tensor | None = None) -> dict[str, Tensor]:
         """What the loss sees in a batch. Changes no state, has no gradient, and waits for no GPU.
