@@ -89,10 +89,7 @@ def check_embeddings(embeddings: Tensor, queue: Tensor | None) -> None:
 def check_any_class(exists: Tensor) -> None:
     """At least one class has a centroid."""
     message = "the memory must hold a class to compare with; received an empty one. Fill it with update or initialize"
-    holds = exists.any()
-    if not _readable(holds):
-        _assert_later(holds, message)
-    elif not bool(holds):
+    if _is_false(exists.any(), message):
         raise ValueError(message)
 
 
@@ -198,8 +195,7 @@ def check_indices(indices: Tensor, rows: int, size: int) -> None:
 
 def _check_range(numbers: Tensor, below: int | None, ignored: int | None, message: str) -> None:
     """Integers of [0, below), or the one that is ignored."""
-    readable = _readable(numbers)
-    if readable and numbers.numel() > 0:  # the usual case, by one operator
+    if _readable(numbers) and numbers.numel() > 0:  # the usual case, by one operator
         smallest, largest = (int(bound) for bound in numbers.aminmax())
         if smallest >= 0 and (below is None or largest < below):
             return
@@ -208,9 +204,7 @@ def _check_range(numbers: Tensor, below: int | None, ignored: int | None, messag
         valid &= numbers < below
     if ignored is not None:
         valid |= numbers == ignored
-    if not readable:
-        _assert_later(valid.all(), message)
-    elif not bool(valid.all()):
+    if _is_false(valid.all(), message):
         raise ValueError(
             f"{message}; received {int(numbers[~valid][0])}. Number them from 0 on, or check how many there are"
         )
@@ -221,7 +215,13 @@ def _readable(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and tensor.device.type == "cpu" and not in_torch_func()
 
 
-def _assert_later(holds: Tensor, message: str) -> None:
-    """An assertion among the other operators of a GPU or of compiled code. Meta tensors have nothing to assert."""
+def _is_false(holds: Tensor, message: str) -> bool:
+    """Whether the host sees that `holds` is False. Where it cannot look, an assertion among the other operators does.
+
+    Meta tensors have nothing to assert.
+    """
+    if _readable(holds):
+        return not bool(holds)
     if torch.compiler.is_compiling() or not (holds.is_meta or in_torch_func()):
         torch._assert_async(holds, message)
+    return False
