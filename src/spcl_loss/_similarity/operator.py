@@ -72,55 +72,44 @@ def _backend(impl: str, comparison: Comparison) -> Any:
     return dispatch
 
 
-@torch.library.custom_op("spcl_loss::similarity_statistics", mutates_args=())
-def _statistics_op(
-    rows: Tensor,
-    labels: Tensor,
-    log_weights: Tensor | None,
-    scale: float,
-    num_anchors: int,
-    num_grads: int,
-    with_sum: bool,
-    product_dtype: torch.dtype,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    comparison = Comparison(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
+# The fields of a `Comparison`, as the registered operators take them.
+_COMPARISON = (
+    "Tensor labels, Tensor? log_weights, float scale, SymInt num_anchors, SymInt num_grads, bool with_sum, "
+    "ScalarType product_dtype"
+)
+_STATISTICS = f"(Tensor rows, {_COMPARISON}, str impl) -> (Tensor, Tensor, Tensor)"
+_GRADIENT = f"(Tensor rows, {_COMPARISON}, Tensor negative, Tensor positive, Tensor grads, str impl) -> Tensor"
+
+
+@torch.library.custom_op("spcl_loss::similarity_statistics", mutates_args=(), schema=_STATISTICS)
+def _statistics_op(rows: Tensor, *flat: Any) -> Statistics:
+    *fields, impl = flat
+    comparison = Comparison(*fields)
     with without_autocast(rows.device.type):
         outputs: Statistics = _backend(impl, comparison).statistics(rows, comparison)
     return outputs
 
 
 @_statistics_op.register_fake
-def _(rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, num_anchors: int, *_: Any) -> Any:
-    return tuple(rows.new_empty(num_anchors) for _ in range(3))
+def _(rows: Tensor, *flat: Any) -> Statistics:
+    *fields, _ = flat
+    num_anchors = Comparison(*fields).num_anchors
+    return rows.new_empty(num_anchors), rows.new_empty(num_anchors), rows.new_empty(num_anchors)
 
 
-@torch.library.custom_op("spcl_loss::similarity_gradient", mutates_args=())
-def _gradient_op(
-    rows: Tensor,
-    labels: Tensor,
-    log_weights: Tensor | None,
-    scale: float,
-    num_anchors: int,
-    num_grads: int,
-    with_sum: bool,
-    product_dtype: torch.dtype,
-    negative: Tensor,
-    positive: Tensor,
-    grads: Tensor,
-    impl: str,
-) -> Tensor:
-    comparison = Comparison(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype)
+@torch.library.custom_op("spcl_loss::similarity_gradient", mutates_args=(), schema=_GRADIENT)
+def _gradient_op(rows: Tensor, *flat: Any) -> Tensor:
+    *fields, negative, positive, grads, impl = flat
+    comparison, upstream = Comparison(*fields), Upstream(negative, positive, grads)
     with without_autocast(rows.device.type):  # autocast may be on where `backward()` is called
-        gradient: Tensor = _backend(impl, comparison).gradient(rows, comparison, Upstream(negative, positive, grads))
+        gradient: Tensor = _backend(impl, comparison).gradient(rows, comparison, upstream)
     return gradient
 
 
 @_gradient_op.register_fake
-def _(
-    rows: Tensor, labels: Tensor, log_weights: Tensor | None, scale: float, num_anchors: int, num_grads: int, *_: Any
-) -> Tensor:
-    return rows.new_empty(num_grads, rows.shape[1])
+def _(rows: Tensor, *flat: Any) -> Tensor:
+    *fields, _, _, _, _ = flat
+    return rows.new_empty(Comparison(*fields).num_grads, rows.shape[1])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Statistics) -> None:
