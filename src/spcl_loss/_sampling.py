@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,37 @@ Pacing = Literal["linear", "root", "step"]
 Schedule = Pacing | tuple[float, float] | Callable[[int], Tensor]
 
 _PARTS = 1 << 30  # probabilities are counted in parts of one sample, so that sums of any length are exact
+
+
+class Settings(NamedTuple):
+    """What decides the samples of an epoch beside the scores."""
+
+    draw: Draw
+    shuffle: bool
+    schedule: Schedule
+    num_epochs: int
+    epoch: int
+    seed: int
+    num_replicas: int
+    rank: int
+
+    def recorded(self) -> dict[str, Any]:
+        """Those that a state has to agree on, in types that `torch.load` reads."""
+        schedule: object = "a callable" if callable(self.schedule) else self.schedule
+        if isinstance(schedule, tuple):  # of NumPy's numbers perhaps
+            schedule = tuple(map(float, schedule))
+        return {"draw": self.draw, "shuffle": self.shuffle, "schedule": schedule, "num_epochs": self.num_epochs}
+
+    def keep_parts(self, size: int) -> tuple[NDArray[np.int32], int]:
+        return keep_parts(self.schedule, self.draw, self.epoch, self.num_epochs, size)
+
+
+class Epoch(NamedTuple):
+    """The samples of one rank in an epoch, in order, and what they were drawn from."""
+
+    settings: Settings
+    scores: Tensor
+    indices: NDArray[Any]
 
 
 def check_schedule(schedule: Schedule) -> None:
@@ -37,6 +68,25 @@ def check_schedule(schedule: Schedule) -> None:
                 "schedule must be a pair of numbers from 0 (easy samples only) to 1 (hard samples only); "
                 f"received {schedule}. Use (0, 1) for easy samples first"
             )
+
+
+def draw_epoch(settings: Settings, scores: Tensor) -> Epoch:
+    size, ranks = scores.shape[0], settings.num_replicas
+    generator = np.random.default_rng([settings.seed, settings.epoch])
+    drawn = draw_samples(
+        scores.numpy(),
+        *settings.keep_parts(size),
+        draw=settings.draw,
+        shuffle=settings.shuffle,
+        generator=generator,
+    )
+    if drawn.shape[0] < ranks > 1:
+        raise ValueError(
+            f"an epoch must hold at least one sample for each of num_replicas={ranks}; received {drawn.shape[0]} of "
+            f"{size} samples in epoch {settings.epoch}. Use fewer ranks or more data"
+        )
+    equal = drawn.shape[0] - drawn.shape[0] % ranks
+    return Epoch(settings, scores, drawn[settings.rank : equal : ranks].copy())
 
 
 def keep_parts(schedule: Schedule, draw: Draw, epoch: int, num_epochs: int, size: int) -> tuple[NDArray[np.int32], int]:
@@ -69,15 +119,9 @@ def draw_samples(
     shuffle: bool,
     generator: np.random.Generator,
 ) -> NDArray[Any]:
-    """Indices of the samples kept, in random order or from the lowest score to the highest.
+    """Indices of the samples kept, in random order or, without `shuffle`, from the lowest score to the highest.
 
-    Args:
-        scores: (n,) of the samples. Equal ones are ranked at random.
-        parts: (n,) from the lowest score to the highest, see `keep_parts`.
-        parts_per_sample: see `keep_parts`.
-        draw: how samples are kept.
-        shuffle: whether the order is random.
-        generator: the source of all random numbers.
+    Equal scores (n,) are ranked at random. `keep_parts` gives the other two, from the lowest score to the highest.
     """
     size = scores.shape[0]
     order = generator.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))

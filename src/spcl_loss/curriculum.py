@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -14,11 +13,8 @@ from torch.utils.data import Sampler
 
 from spcl_loss._checks import check_bool, check_choice, check_floating, check_indices, check_size
 from spcl_loss._numerics import computed_dtype
-from spcl_loss._sampling import Draw, Schedule, check_schedule, draw_samples, keep_parts, keep_probability
+from spcl_loss._sampling import Draw, Epoch, Schedule, Settings, check_schedule, draw_epoch, keep_probability
 from spcl_loss.difficulty import prototype_difficulty
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _MAX_WAITING = 1024  # observations that stay on their device, so that a training step does not wait for it
 
@@ -108,14 +104,13 @@ class DifficultyCurriculumSampler(Sampler[int]):
         self._difficulty = _finite_scores(difficulty)  # never written to, so that states and epochs can share it
         self._observed: list[tuple[Tensor, Tensor]] = []
         self._counts_iterations = True  # until the first set_epoch
-        self._drawn_with, self._drawn_from = settings, self._difficulty
-        self._indices = _draw(settings, self._difficulty)
+        self._drawn = draw_epoch(settings, self._difficulty)
         self._last = self._resume_at = None
 
     @property
     def epoch(self) -> int:
         """The present epoch. `set_epoch` begins another."""
-        return self._drawn_with.epoch
+        return self._drawn.settings.epoch
 
     @property
     def difficulty(self) -> Tensor:
@@ -135,7 +130,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
     @property
     def indices(self) -> Tensor:
         """(len,) int64: the samples of this rank in the present epoch, in order. Reading them starts no iteration."""
-        return torch.from_numpy(self._indices).long()
+        return torch.from_numpy(self._drawn.indices).long()
 
     def set_epoch(self, epoch: int, difficulty: Tensor | None = None) -> None:
         """Begins an epoch.
@@ -157,7 +152,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
             check_floating("difficulty", difficulty, self._difficulty.shape)
             scores = difficulty.detach().cpu().to(self._difficulty.dtype)
             self._difficulty = torch.where(scores.isfinite(), scores, self.difficulty)
-        elif epoch == self.epoch and self._is_under_way() and (self._used() or settings == self._drawn_with):
+        elif epoch == self.epoch and self._is_under_way() and (self._used() or settings == self._drawn.settings):
             return
         self._begin_epoch(settings, self.difficulty)
 
@@ -199,8 +194,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
 
     def keep_probability(self, epoch: int | None = None) -> Tensor:
         """(n,) float64: the keep probability of each sample in `epoch`. None for the present epoch, as it was drawn."""
-        settings = self._drawn_with if epoch is None else self._settings(epoch)
-        scores = self._drawn_from.numpy()
+        settings = self._drawn.settings if epoch is None else self._settings(epoch)
+        scores = self._drawn.scores.numpy()
         return torch.from_numpy(keep_probability(scores, *settings.keep_parts(scores.shape[0])))
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
@@ -215,14 +210,14 @@ class DifficultyCurriculumSampler(Sampler[int]):
         Raises:
             TypeError, ValueError: the position is no int from 0 on.
         """
-        drawn = self._drawn_with
+        drawn, scores = self._drawn.settings, self._drawn.scores
         if position is not None:
             check_size("position", position, minimum=0)
         used = self._used() if position is None else position * drawn.num_replicas
         state = {"epoch": drawn.epoch, "position": used, "seed": drawn.seed, "difficulty": self.difficulty}
         state["settings"] = drawn.recorded()
-        if self._drawn_from is not self.difficulty:  # scores that were observed since the epoch began
-            state["drawn_from"] = self._drawn_from
+        if scores is not self.difficulty:  # scores that were observed since the epoch began
+            state["drawn_from"] = scores
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -260,18 +255,17 @@ class DifficultyCurriculumSampler(Sampler[int]):
         return _EpochIterator(self)
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._drawn.indices)
 
-    def _begin_epoch(self, settings: _Settings, scores: Tensor) -> None:
-        if settings != self._drawn_with or scores is not self._drawn_from:
-            self._indices = _draw(settings, scores)
-        self._drawn_with, self._drawn_from = settings, scores
+    def _begin_epoch(self, settings: Settings, scores: Tensor) -> None:
+        if settings != self._drawn.settings or scores is not self._drawn.scores:
+            self._drawn = draw_epoch(settings, scores)
         self._last = self._resume_at = None
 
     def _used(self) -> int:
         """The number of samples of this epoch that all ranks have used."""
         if self._last is not None:
-            return self._last.position * self._drawn_with.num_replicas
+            return self._last.position * self._drawn.settings.num_replicas
         return self._resume_at or 0
 
     def _is_under_way(self) -> bool:
@@ -285,7 +279,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
         if self._resume_at is not None:
             return self._resume_at
         if self._counts_iterations and self._last is None:
-            self._begin_epoch(self._settings(self.epoch), self._drawn_from)
+            self._begin_epoch(self._settings(self.epoch), self._drawn.scores)
         elif self._counts_iterations:
             warnings.warn(
                 "set_epoch was not called: every iteration over the sampler counts as an epoch, and the last of "
@@ -295,7 +289,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
             self._begin_epoch(self._settings(min(self.epoch + 1, self.num_epochs - 1)), self.difficulty)
         return 0
 
-    def _settings(self, epoch: int) -> _Settings:
+    def _settings(self, epoch: int) -> Settings:
         """The attributes that decide the samples of an epoch, after a check: they may have been set."""
         check_size("num_epochs", self.num_epochs)
         check_schedule(self.schedule)
@@ -309,72 +303,30 @@ class DifficultyCurriculumSampler(Sampler[int]):
                 "Build the sampler with the epochs of the whole training"
             )
         ranks = _ranks(self.num_replicas, self.rank)
-        return _Settings(self.draw, self.shuffle, self.schedule, self.num_epochs, epoch, self.seed, *ranks)
-
-
-class _Settings(NamedTuple):
-    """What decides the samples of an epoch beside the scores."""
-
-    draw: Draw
-    shuffle: bool
-    schedule: Schedule
-    num_epochs: int
-    epoch: int
-    seed: int
-    num_replicas: int
-    rank: int
-
-    def recorded(self) -> dict[str, Any]:
-        """Those that a state has to agree on, in types that `torch.load` reads."""
-        schedule: object = "a callable" if callable(self.schedule) else self.schedule
-        if isinstance(schedule, tuple):  # of NumPy's numbers perhaps
-            schedule = tuple(map(float, schedule))
-        return {"draw": self.draw, "shuffle": self.shuffle, "schedule": schedule, "num_epochs": self.num_epochs}
-
-    def keep_parts(self, size: int) -> tuple[NDArray[np.int32], int]:
-        return keep_parts(self.schedule, self.draw, self.epoch, self.num_epochs, size)
-
-
-def _draw(settings: _Settings, scores: Tensor) -> NDArray[Any]:
-    """The samples of this rank in an epoch, in order."""
-    drawn = draw_samples(
-        scores.numpy(),
-        *settings.keep_parts(scores.shape[0]),
-        draw=settings.draw,
-        shuffle=settings.shuffle,
-        generator=np.random.default_rng([settings.seed, settings.epoch]),
-    )
-    ranks = settings.num_replicas
-    if drawn.shape[0] < ranks > 1:
-        raise ValueError(
-            f"an epoch must hold at least one sample for each of num_replicas={ranks}; received {drawn.shape[0]} of "
-            f"{scores.shape[0]} samples in epoch {settings.epoch}. Use fewer ranks or more data"
-        )
-    equal = drawn.shape[0] - drawn.shape[0] % ranks
-    return drawn[settings.rank : equal : ranks].copy()
+        return Settings(self.draw, self.shuffle, self.schedule, self.num_epochs, epoch, self.seed, *ranks)
 
 
 class _EpochIterator(Iterator[int]):
     """One pass over an epoch. It starts with its first sample or its state: loaders make iterators they never use."""
 
-    position: int  # samples handed out
-    _indices: NDArray[Any]
-
     def __init__(self, sampler: DifficultyCurriculumSampler) -> None:
-        self._sampler, self._started, self.finished = sampler, False, False
+        self._sampler = sampler
+        self._epoch: Epoch | None = None  # once it has started
+        self.position = 0  # samples handed out
+        self.finished = False
 
     def __next__(self) -> int:
-        self._start_once()
-        if self.position == self._indices.shape[0]:
+        indices = self._started().indices
+        if self.position == indices.shape[0]:
             self.finished = True
             raise StopIteration
         self.position += 1
-        return int(self._indices.item(self.position - 1))
+        return int(indices.item(self.position - 1))
 
     def state_dict(self) -> dict[str, int]:
         """For torchdata's StatefulDataLoader."""
-        self._start_once()
-        return {"epoch": self._drawn_with.epoch, "position": self.position * self._drawn_with.num_replicas}
+        settings = self._started().settings
+        return {"epoch": settings.epoch, "position": self.position * settings.num_replicas}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         check_size("position", state["position"], minimum=0)
@@ -382,17 +334,18 @@ class _EpochIterator(Iterator[int]):
             self._sampler._begin_epoch(self._sampler._settings(state["epoch"]), self._sampler.difficulty)
         self._start(state["position"])
 
-    def _start_once(self) -> None:
-        if not self._started:
-            self._start(self._sampler._start_position())
+    def _started(self) -> Epoch:
+        if self._epoch is None:
+            return self._start(self._sampler._start_position())
+        return self._epoch
 
-    def _start(self, used: int) -> None:
+    def _start(self, used: int) -> Epoch:
         """Starts after `used` samples of the epoch, counted over all ranks."""
-        sampler = self._sampler
-        self._started, self._drawn_with, self._indices = True, sampler._drawn_with, sampler._indices
+        self._epoch = self._sampler._drawn
         # Rounded up: a run with another number of ranks may have used a part of a round. No sample comes twice.
-        self.position = min(-(-used // self._drawn_with.num_replicas), len(sampler))
-        sampler._last, sampler._resume_at = self, None
+        self.position = min(-(-used // self._epoch.settings.num_replicas), self._epoch.indices.shape[0])
+        self._sampler._last, self._sampler._resume_at = self, None
+        return self._epoch
 
 
 def _ranks(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
