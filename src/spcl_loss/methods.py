@@ -56,12 +56,7 @@ class Options(NamedTuple):
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Song et al. 2022. The authors' code adds easy_threshold=0.3, the paper does not.
     "spcl": {"similarity": "shifted_cosine", "positives": "inside", "contrast": "all"},
-    "spdcl": {
-        "similarity": "shifted_cosine",
-        "positives": "outside",
-        "contrast": "negatives",
-        "easy_threshold": 0.0,
-    },
+    "spdcl": {"similarity": "shifted_cosine", "positives": "outside", "contrast": "negatives", "easy_threshold": 0.0},
     # Khosla et al. 2020, L_out.
     "supcon": {"similarity": "cosine", "positives": "outside", "contrast": "all"},
     # Zhu et al. 2022.

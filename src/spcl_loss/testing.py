@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from spcl_loss._checks import check_number, check_size
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Train = Callable[[list[list[int]], int], dict[str, Any]]
 
 
 def assert_matches_single_process(
@@ -80,11 +82,11 @@ def assert_matches_single_process(
             f"loss_factory must be picklable, because processes are spawned; received {loss_factory!r}: {error}. "
             "Use a class, a function of a module, or functools.partial instead of a lambda or an inner function"
         ) from error
+    train = partial(_train, loss_factory, num_classes, embedding_dim)
     for world_size in sorted({len(counts) for counts in batch_sizes}):
         steps = [list(counts) for counts in batch_sizes if len(counts) == world_size]
         with tempfile.TemporaryDirectory() as folder:
-            arguments = world_size, folder, loss_factory, num_classes, embedding_dim, steps, timeout
-            _run_ranks(arguments, timeout)
+            _run_ranks(folder, train, steps, timeout)
             expected, *ranks = (
                 torch.load(Path(folder) / name, weights_only=True)
                 for name in ("single.pt", *(f"{rank}.pt" for rank in range(world_size)))
@@ -94,10 +96,11 @@ def assert_matches_single_process(
             raise AssertionError(f"{world_size} ranks do not match a single process:\n  " + "\n  ".join(problems))
 
 
-def _run_ranks(arguments: tuple[Any, ...], timeout: float) -> None:
-    world_size = arguments[0]
+def _run_ranks(folder: str, train: Train, steps: list[list[int]], timeout: float) -> None:
+    """Saves what `train` gives in one process and on each rank; `steps` hold the number of rows of each rank."""
+    world_size = len(steps[0])
     context = start_processes(  # type: ignore[no-untyped-call]
-        _rank, arguments, nprocs=world_size, join=False, daemon=True, start_method="spawn"
+        _rank, (folder, train, steps, timeout), nprocs=world_size, join=False, daemon=True, start_method="spawn"
     )
     deadline = time.monotonic() + timeout
     try:
@@ -115,32 +118,23 @@ def _run_ranks(arguments: tuple[Any, ...], timeout: float) -> None:
             process.join()
 
 
-def _rank(
-    rank: int,
-    world_size: int,
-    folder: str,
-    loss_factory: Callable[[], Loss],
-    num_classes: int,
-    embedding_dim: int,
-    steps: list[list[int]],
-    timeout: float,
-) -> None:
+def _rank(rank: int, folder: str, train: Train, steps: list[list[int]], timeout: float) -> None:
     torch.set_num_threads(1)
     # A script that sets a default device sets it in its spawned processes too. Not `with torch.device("cpu")`: gloo of
     # torch 2.6 waits for itself for ever if the group ends while its thread frees such a mode, or a reduced tensor.
     torch.set_default_device(None)
 
-    def run(name: str, rank: int, world_size: int, steps: list[list[int]]) -> None:
+    def run(name: str, rank: int, steps: list[list[int]]) -> None:
+        world_size = len(steps[0])
         store = dist.FileStore(f"{folder}/store of {world_size}", world_size)  # type: ignore[attr-defined]
         limit = timedelta(seconds=timeout)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
-        result = _train(loss_factory, num_classes, embedding_dim, steps, rank)
-        torch.save(result, f"{folder}/{name}.pt")
+        torch.save(train(steps, rank), f"{folder}/{name}.pt")
         dist.destroy_process_group()
 
     if rank == 0:
-        run("single", 0, 1, [[sum(counts)] for counts in steps])
-    run(str(rank), rank, world_size, steps)
+        run("single", 0, [[sum(counts)] for counts in steps])
+    run(str(rank), rank, steps)
 
 
 def _train(
