@@ -145,8 +145,8 @@ def prototype_difficulty_blocks(
         check_floating("centers", centers, ("C", "D"))
     _check_options(centers, center_mask, ignore_index, leave_one_out)
     if centers is None:
-        means, counted = _means_of_blocks(blocks, num_samples, ignore_index)
-        score = partial(means.difficulty, leave_one_out=leave_one_out)
+        means = _means_of_blocks(blocks, num_samples, ignore_index)
+        counted, score = int(means.sizes.sum()), partial(means.difficulty, leave_one_out=leave_one_out)
     else:
         counted, score = None, partial(_difficulty, centers=centers, mask=center_mask)
     # The result is float32 on the CPU, whatever torch's default dtype and device are.
@@ -165,22 +165,20 @@ def prototype_difficulty_blocks(
     return difficulty
 
 
-def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> tuple[_ClassMeans, int]:
-    """The class means, and the number of rows."""
+def _means_of_blocks(blocks: Iterable[Block], num_samples: int, ignore_index: int) -> _ClassMeans:
     if isinstance(blocks, Iterator):
         raise ValueError(
             "blocks must be an iterable that starts anew for the second pass; received "
             f"{type(blocks).__name__}, which can be read only once. Pass a list, a DataLoader or an object with "
             "__iter__, or pass centers"
         )
-    means, rows = None, 0
+    means = None
     for _, embeddings, labels in _checked(blocks, num_samples, ignore_index):
         means = means or _ClassMeans(embeddings)
         means.add(embeddings, labels)
-        rows += embeddings.shape[0]
     if means is None:
         raise ValueError("blocks must hold at least one block; received none. Pass the data, or centers")
-    return means, rows
+    return means
 
 
 def _checked(
