@@ -225,8 +225,7 @@ class PrototypeMemory(Restorable):
         if advance:
             self.draws.add_(1)
         # Support sets of short queues include free slots. Those hold zeros, which add nothing to the sum.
-        means = (_sums(queue.flatten(0, 1), support) / entered.clamp(1, K)).to(queue.dtype)
-        return self._with_fallbacks(means), self._exist()
+        return self._with_fallbacks(_sums(queue.flatten(0, 1), support) / entered.clamp(1, K))
 
     @torch.no_grad()
     def centroids(self) -> tuple[Tensor, Tensor]:
@@ -236,8 +235,7 @@ class PrototypeMemory(Restorable):
         """
         self._check_support_size(self.queue_size)
         counts = self.counts[:, None].clamp_min(1)
-        means = self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts  # free slots are zero
-        return self._with_fallbacks(means.to(self.queue.dtype)), self._exist()
+        return self._with_fallbacks(self.queue.sum(1, dtype=computed_dtype(self.queue)) / counts)  # free slots are zero
 
     @torch.no_grad()
     def entries(self, per_class: int) -> tuple[Tensor, Tensor]:
@@ -299,14 +297,14 @@ class PrototypeMemory(Restorable):
             f"support_size={self.support_size}"
         )
 
-    def _with_fallbacks(self, means: Tensor) -> Tensor:
-        """(C, D) the means; the fallback centre where one was set and fewer than `support_size` entries came since."""
-        few = self.cursors[:, None] < self.support_size * self.has_fallback[:, None].float()  # bfloat16 has no 257
-        return torch.where(few, self.fallback, means)
+    def _with_fallbacks(self, means: Tensor) -> tuple[Tensor, Tensor]:
+        """(C, D) the means in the queue's dtype, and (C,) bool, which of them exist.
 
-    def _exist(self) -> Tensor:
-        """(C,) bool, the classes that have a prototype and a centroid."""
-        return torch.logical_or(self.has_fallback, self.cursors)
+        A class with a fallback centre has this one until `support_size` entries have come since.
+        """
+        few = self.cursors[:, None] < self.support_size * self.has_fallback[:, None].float()  # bfloat16 has no 257
+        prototypes = torch.where(few, self.fallback, means.to(self.queue.dtype))
+        return prototypes, torch.logical_or(self.has_fallback, self.cursors)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         dtype = self.queue.dtype

@@ -294,12 +294,14 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
 
     def __setattr__(self, name: str, value: Any) -> None:
         memory = self.__dict__.get("_modules", {}).get("memory")
-        if name == "memory" and memory is not None:
-            _check_memory(value, memory.num_classes, memory.embedding_dim, memory.ignore_index)
-        changed = name in _FIXED and memory is not None and value != getattr(memory, _FIXED[name])
-        if changed or (name == "support_size" and memory is not None):
-            remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
-            raise AttributeError(f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}")
+        if memory is not None:
+            if name == "memory":
+                _check_memory(value, memory.num_classes, memory.embedding_dim, memory.ignore_index)
+            if name == "support_size" or (name in _FIXED and value != getattr(memory, _FIXED[name])):
+                remedy = "Set criterion.memory.support_size" if name == "support_size" else "Build a new loss"
+                raise AttributeError(
+                    f"{name} belongs to the memory; setting it on the loss would change nothing. {remedy}"
+                )
         super().__setattr__(name, value)
 
     def __copy__(self) -> SupervisedPrototypicalContrastiveLoss:

@@ -29,14 +29,7 @@ def similarity_statistics(rows: Tensor, comparison: Comparison, impl: str) -> St
 
 
 def similarity_gradient(rows: Tensor, comparison: Comparison, upstream: Upstream, impl: str) -> Tensor:
-    """The gradient (G, D) of the leading rows, complete, from the statistics of all anchors.
-
-    Args:
-        rows: (R, D), as for `similarity_statistics`.
-        comparison: as for `similarity_statistics`; `num_grads` may be more or less than the number of anchors.
-        upstream: the statistics of all anchors and their gradients.
-        impl: as for `similarity_statistics`.
-    """
+    """The complete gradient (G, D) of the leading rows. These may be more or fewer than the anchors of `upstream`."""
     gradient: Tensor = _gradient_op(rows, *comparison, *upstream, impl)
     return gradient
 
