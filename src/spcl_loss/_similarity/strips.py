@@ -39,8 +39,7 @@ def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
     negative, positive = rows.new_full((rows.shape[0],), empty), rows.new_full((rows.shape[0],), empty)
     positive_sum = rows.new_zeros(rows.shape[0])
     operand = rows.to(product_dtype)
-    tile = tile_shape(rows.device, rows.element_size())
-    for i, j in _tiles(num_anchors, rows.shape[0], *tile):
+    for i, j in _tiles(num_anchors, rows):
         scores = widening_product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
         own = same.clone().fill_diagonal_(False) if j.start == i.start else same  # a row is no positive of itself
@@ -92,8 +91,7 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
     weights = log_weights.exp()
     operand = rows.to(product_dtype)
     # H is zero between rows that are no anchors, and of no use between rows whose gradient is not wanted.
-    tile = tile_shape(rows.device, rows.element_size())
-    for i, j in _tiles(min(num_anchors, num_grads), rows.shape[0], *tile):
+    for i, j in _tiles(min(num_anchors, num_grads), rows):
         scores = widening_product(operand[i], operand[j].T).mul_(scale)
         same = labels[i, None] == labels[j]
         if scale <= PLAIN_SCALE:
@@ -129,8 +127,9 @@ def tile_shape(device: torch.device, itemsize: int) -> tuple[int, int]:
     return height, max(height, elements // height)
 
 
-def _tiles(num_anchors: int, num_rows: int, height: int, width: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(num_anchors: int, rows: Tensor) -> Iterator[tuple[slice, slice]]:
     """Row and column ranges that cover every pair of an anchor and a later row once, and the diagonal blocks whole."""
+    num_rows, (height, width) = rows.shape[0], tile_shape(rows.device, rows.element_size())
     for top in range(0, num_anchors, height):
         i = slice(top, min(top + height, num_anchors))
         for left in range(top, num_rows, width):
