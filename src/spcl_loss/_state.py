@@ -55,8 +55,8 @@ class Restorable(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        own = dict(self.named_buffers(recurse=False))
-        if all(prefix + name in state_dict and not buffer.is_meta for name, buffer in own.items()):
+        own = self.named_buffers(recurse=False)
+        if all(prefix + name in state_dict and not buffer.is_meta for name, buffer in own):
             self._built_on_meta = False  # all values are loaded: nothing is left to fill
 
     @property
@@ -75,9 +75,8 @@ class Restorable(nn.Module):
         """Fills the buffers; those that Hugging Face has marked as loaded keep their values."""
         self._built_on_meta = False
         own = dict(self.named_buffers(recurse=False))
-        loaded = [name for name, buffer in own.items() if getattr(buffer, "_is_hf_initialized", False)]
+        loaded = {name: buffer.clone() for name, buffer in own.items() if getattr(buffer, "_is_hf_initialized", False)}
         if len(loaded) < len(own):
-            values = {name: own[name].clone() for name in loaded}
             self._restore_buffers()
-            for name, value in values.items():
+            for name, value in loaded.items():
                 own[name].copy_(value)
