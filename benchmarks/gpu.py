@@ -4,20 +4,27 @@
     python benchmarks/gpu.py --quick --impl strips --device cpu      # the same in tiny sizes, to see that it works
 
 The check compares the five methods with float64, in four precisions. The command exits with 1 where one is wrong.
-Every part is a process of its own: one that crashes or hangs takes no other along. What the minutes do not allow is
-skipped, and the page says so.
+Every part is a process of its own. One that crashes or hangs loses the job at hand: a new process goes on behind it.
+What the minutes do not allow is skipped, and the page says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
+import gc
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # a result names this checkout: measure it, installed or not
 
 import gpu_check
 import gpu_time
@@ -25,6 +32,7 @@ import torch
 from measure import machine, save, table
 
 DTYPES = ("bfloat16", "float32")
+MEASURED = ("launches", *DTYPES)  # the parts that check nothing
 PLAN = {
     "shapes": gpu_check.SHAPES,
     "sizes": gpu_time.SIZES,
@@ -35,9 +43,12 @@ PLAN = {
 }
 QUICK = {"shapes": ((33, 64), (300, 64)), "sizes": (48, 8), "widths": (16,), "product": 32, "seconds": 0, "least": 1}
 CHECK_SHARE = 0.5  # of the minutes, at most
-GRACE = 20.0  # seconds in which a process may finish its row before it is ended
+JOB_SHARE = 1 / 6  # of the minutes; a job that takes longer hangs
+GRACE = 20.0  # seconds in which a process may finish its job before it is ended
 
 Row = dict[str, Any]
+# What a job is about, the same in every process, and a function that gives its results.
+Job = tuple[Row, Callable[[], Iterable[Row]]]
 
 
 def main() -> int:
@@ -51,9 +62,9 @@ def main() -> int:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    plan = QUICK if options.quick else PLAN
+    plan, path = QUICK if options.quick else PLAN, options.output / "gpu.jsonl"
     if options.part:
-        append(options.output / "gpu.jsonl", options.part, part_rows(options, plan))
+        run_jobs(path, options.part, jobs(options, plan), options.deadline, 60 * options.minutes * JOB_SHARE)
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here; to try the benchmark out, pass --quick --impl strips --device cpu")
@@ -61,81 +72,146 @@ def main() -> int:
     return report(rows, options.output, torch.device(options.device))
 
 
-def part_rows(options: argparse.Namespace, plan: Row) -> Iterator[Row]:
-    """Rows of one part: "poison", a shape to check, or a dtype to time."""
+def jobs(options: argparse.Namespace, plan: Row) -> Iterator[Job]:
+    """Jobs of one part: "poison", a shape to check, "launches", or a dtype to time."""
     device = torch.device(options.device)
     if options.part == "poison":
-        yield gpu_check.check_poison(device)
+        yield {"what": "unwritten memory is NaN"}, lambda: [gpu_check.check_poison(device)]
+    elif options.part == "launches":
+        yield from gpu_time.count_jobs(options.impl, device, plan)
     elif options.part in DTYPES:
-        dtype = getattr(torch, options.part)
-        yield from gpu_time.time_rows(dtype, options.impl, device, plan, options.deadline)
+        yield from gpu_time.time_jobs(getattr(torch, options.part), options.impl, device, plan)
     else:
-        yield from gpu_check.check_shape(*map(int, options.part.split("x")), options.impl, device)
+        yield from gpu_check.check_jobs(*map(int, options.part.split("x")), options.impl, device)
 
 
-def append(path: Path, part: str, rows: Iterator[Row]) -> None:
-    """A line of JSON for every row, as it comes."""
+def run_jobs(path: Path, part: str, todo: Iterable[Job], deadline: float, seconds: float) -> None:
+    """Writes that a job begins, then its results. Passes over jobs that an earlier process of this part has begun.
+
+    A job that takes `seconds` hangs. It ends the process, which prints where it stood.
+    """
+    guard = partial(faulthandler.dump_traceback_later, seconds, exit=True, file=sys.__stderr__)
+    begun = [about for whose, about, _ in lines(path) if whose == part]
+    guard()  # what comes between two jobs can hang too
+    try:
+        for about, run in todo:
+            if about in begun:
+                continue
+            if time.time() > deadline:
+                append(path, part, about, [{"skipped": "no time left, nor for what would follow"}])
+                break
+            append(path, part, about)
+            guard()
+            run_job(path, part, about, run)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def run_job(path: Path, part: str, about: Row, run: Callable[[], Iterable[Row]]) -> None:
+    """Writes the results, or why there are none. Raises where no later job could run in this process."""
+    gc.collect()  # what a failed job held would be counted against this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        append(path, part, about, list(run()))
+    except Exception as error:
+        traceback.print_exc()
+        append(path, part, about, [{"skipped": f"{type(error).__name__}: {error}"[:300]}])
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # raises where the GPU's context is broken
+        if isinstance(error, getattr(torch, "AcceleratorError", ())):  # since PyTorch 2.8
+            raise  # a failed capture leaves the allocator in disorder
+
+
+def append(path: Path, part: str, about: Row, results: list[Row] | None = None) -> None:
+    """Writes a line of JSON. It begins with a line break, because a process that is killed may leave half a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({"part": part, **row}) + "\n")
-            file.flush()
+        file.write("\n" + json.dumps([part, about, results]))
+
+
+def lines(path: Path) -> Iterator[tuple[str, Row, list[Row] | None]]:
+    """Part, job and results of every line that is whole."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            yield tuple(json.loads(line))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """A row for every result, and for every job without one."""
+    results: dict[str, list[Row]] = {}
+    for part, about, found in lines(path):
+        results.setdefault(json.dumps({"part": part, **about}), []).extend(found or [])
+    ended = [{"skipped": "its process ended"}]
+    return [json.loads(about) | row for about, found in results.items() for row in found or ended]
 
 
 def run_all(options: argparse.Namespace, plan: Row) -> list[Row]:
-    """Checks side by side, since they mostly wait for the compiler; times one after the other."""
+    """Checks and counts side by side, since they mostly wait for the compiler; times one after the other."""
     path = options.output / "gpu.jsonl"
     path.unlink(missing_ok=True)
     end = time.time() + 60 * options.minutes
-    if options.only != "time":
-        share = 1.0 if options.only == "check" else CHECK_SHARE
-        checks = ["poison", *(f"{N}x{D}" for N, D in plan["shapes"])]
-        run_parts(checks, time.time() + share * (end - time.time()), options)
-    if options.only != "check":
+    checks = [] if options.only == "time" else ["poison", *(f"{N}x{D}" for N, D in plan["shapes"])]
+    if options.only == "check":
+        run_parts(checks, end, options)
+    else:
+        run_parts([*checks, "launches"], time.time() + CHECK_SHARE * (end - time.time()), options)
         for index, dtype in enumerate(DTYPES):
-            deadline = time.time() + (end - time.time()) / (len(DTYPES) - index)
-            run_parts([dtype], deadline, options)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+            run_parts([dtype], time.time() + (end - time.time()) / (len(DTYPES) - index), options)
+    return read_rows(path)
 
 
 def run_parts(parts: list[str], deadline: float, options: argparse.Namespace) -> None:
+    """Starts all. Starts one that fails again, behind the job it failed at, as long as that leads further."""
+    path = options.output / "gpu.jsonl"
     command = [sys.executable, __file__, "--output", options.output, "--impl", options.impl, "--device", options.device]
-    command += ["--deadline", str(deadline), *["--quick"] * options.quick]
+    command += ["--deadline", str(deadline), "--minutes", str(options.minutes), *["--quick"] * options.quick]
     processes = {part: subprocess.Popen([*command, "--part", part]) for part in parts}
     for part, process in processes.items():
-        try:
-            status = process.wait(max(0.0, deadline + GRACE - time.time()))
-            why = f"exit status {status}" if status else None
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            why = "did not end in time"
-        if why:
-            append(options.output / "gpu.jsonl", part, iter([{"failed": why}]))
+        reached = 0
+        while why := failure(process, deadline + GRACE):
+            append(path, part, {}, [{"failed": why}])
+            begun = sum(whose == part and about != {} for whose, about, _ in lines(path))
+            if begun == reached or time.time() > deadline:
+                break
+            reached, process = begun, subprocess.Popen([*command, "--part", part])
+
+
+def failure(process: subprocess.Popen[bytes], deadline: float) -> str | None:
+    """Waits for the process, and ends it at the deadline. Returns why it failed, None where it did not."""
+    try:
+        status = process.wait(max(0.0, deadline - time.time()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return "did not end in time"
+    return f"exit status {status}" if status else None
 
 
 def report(rows: list[Row], output: Path, device: torch.device) -> int:
     """Writes the page and the tables, prints the page, and returns the exit status."""
     checks = [row for row in rows if "right" in row]
     wrong = [row for row in checks if not row["right"]]
-    failed = [{"part": row["part"], "why": row["failed"]} for row in rows if "failed" in row]
-    unchecked = any(row["part"] not in DTYPES for row in failed)
-    timed = [{key: row[key] for key in row if key != "part"} for row in rows if row["part"] in DTYPES]
-    times = [row for row in timed if "both ms" in row or "TFLOP/s" in row]
-    skipped = [row for row in timed if "skipped" in row]
+    failed = [row for row in rows if "failed" in row or ("skipped" in row and row["part"] not in MEASURED)]
+    unchecked = any(row["part"] not in MEASURED for row in failed)
+    measured = [{key: row[key] for key in row if key != "part"} for row in rows if row["part"] in MEASURED]
+    launches = [row for row in measured if "launches" in row]
+    times = [row for row in measured if "both ms" in row or "TFLOP/s" in row]
+    skipped = [row for row in measured if "skipped" in row]
     page = [f"# {machine(device)}"]
     if checks:
         page += [f"{len(checks)} comparisons with float64, {len(wrong)} wrong. The closest to its tolerance:"]
         page += [table(closest(checks))]
-    for title, part in {"Wrong": wrong, "Failed": failed, "Times": times, "Skipped": skipped}.items():
+    titled = {"Wrong": wrong, "Failed": failed, "Times": times, "Launches": launches, "Skipped": skipped}
+    for title, part in titled.items():
         if part:
             page += [f"## {title}", table(part)]
     text = "\n\n".join(page) + "\n"
     print(text)
     output.mkdir(parents=True, exist_ok=True)
     (output / "gpu.md").write_text(text, encoding="utf-8")
-    if times:
-        save(output / "gpu.csv", times, device)
+    if times or launches:
+        save(output / "gpu.csv", times + launches, device)
     return int(bool(wrong) or unchecked)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -42,8 +43,23 @@ PRECISIONS = {
 }
 
 
-def check_shape(N: int, D: int, impl: str, device: torch.device) -> Iterator[dict[str, Any]]:
-    """A verdict for each kind of input, method, precision and result."""
+class Case(NamedTuple):
+    """A comparison: the input, what is computed from it, and what float64 gives."""
+
+    kind: str
+    embeddings: Tensor
+    labels: Tensor
+    prototypes: Tensor | None
+    method: str
+    options: dict[str, Any]
+    upstream: Tensor
+    expected: list[Tensor]
+
+
+def check_jobs(
+    N: int, D: int, impl: str, device: torch.device
+) -> Iterator[tuple[dict[str, Any], Callable[[], Iterator[dict[str, Any]]]]]:
+    """For each kind of input, method and precision: what it is, and a function that gives a verdict for each result."""
     torch.manual_seed(N + D)
     for kind in ("exact", "random")[: 1 if N > 2000 else 2]:  # how products are rounded does not depend on N
         embeddings, labels, prototypes = inputs(N, D, kind, device)
@@ -60,20 +76,26 @@ def check_shape(N: int, D: int, impl: str, device: torch.device) -> Iterator[dic
             upstream = torch.randn(anchors, device=device, dtype=torch.float64)
             wide = None if learned is None else learned.double()
             expected = differentiate(embeddings.double(), labels, wide, method, options, upstream, "strips")
-            # Scale, then unscale, as one trains in float16: a float16 tensor's gradient would underflow.
-            scale = 256 / float(expected[1].abs().max())
+            case = Case(kind, embeddings, labels, learned, method, options, upstream, expected)
             for name, precision in PRECISIONS.items():
-                torch.set_float32_matmul_precision(precision.matmul)
-                try:
-                    with poisoned():
-                        rounded = embeddings.to(precision.dtype)
-                        found = differentiate(rounded, labels, learned, method, options, scale * upstream, impl)
-                finally:
-                    torch.set_float32_matmul_precision("highest")
-                found[1:] = [gradient.double() / scale for gradient in found[1:]]
-                case = {"N": N, "D": D, "rows": kind, "method": method, "temperature": temperature, "products": name}
-                for verdict in verdicts(found, expected, tolerances(D, kind, options, precision)):
-                    yield {**case, **verdict}
+                about = {"N": N, "D": D, "rows": kind, "method": method, "temperature": temperature, "products": name}
+                yield about, partial(check, case, precision, impl)
+
+
+def check(case: Case, precision: Precision, impl: str) -> Iterator[dict[str, Any]]:
+    """A verdict for each result of one case in one precision."""
+    kind, embeddings, labels, prototypes, method, options, upstream, expected = case
+    # Scale, then unscale, as one trains in float16: a float16 tensor's gradient would underflow.
+    scale = 256 / float(expected[1].abs().max())
+    torch.set_float32_matmul_precision(precision.matmul)
+    try:
+        with poisoned():
+            rounded = embeddings.to(precision.dtype)
+            found = differentiate(rounded, labels, prototypes, method, options, scale * upstream, impl)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    found[1:] = [gradient.double() / scale for gradient in found[1:]]
+    yield from verdicts(found, expected, tolerances(embeddings.shape[1], kind, options, precision))
 
 
 def inputs(N: int, D: int, kind: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,4 +194,4 @@ def check_poison(device: torch.device) -> dict[str, Any]:
         # All are allocated before the first is read: reading allocates too.
         unwritten = [torch.empty(size, device=device) for size in (7, 1000, 1 << 20)]
         seen = all(bool(tensor.isnan().all()) for tensor in unwritten)
-    return {"what": "unwritten memory is NaN", "error": 0.0 if seen else math.inf, "tolerance": 0.0, "right": seen}
+    return {"error": 0.0 if seen else math.inf, "tolerance": 0.0, "right": seen}

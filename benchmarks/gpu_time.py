@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -28,58 +26,67 @@ PEERS = {"memeff": "memeff, CLIP", "inf_cl": "inf-cl, one-way softmax", "siglip_
 MATRICES = {"dense, eager": 6, "dense, compiled": 4}
 
 Row = dict[str, Any]
+Job = tuple[Row, Callable[[], list[Row]]]
 
 
-def time_rows(dtype: torch.dtype, impl: str, device: torch.device, plan: Row, deadline: float) -> Iterator[Row]:
-    """A row for every contestant at every size; the largest batches of the commonest width come first."""
+def time_jobs(dtype: torch.dtype, impl: str, device: torch.device, plan: Row) -> Iterator[Job]:
+    """A job for every contestant at every size; the largest batches of the commonest width come first."""
     about = {"dtype": str(dtype).removeprefix("torch.")}
-    rate = product_rate(dtype, device, plan)
-    yield {**about, "what": f"product of two {plan['product']}-square matrices", "TFLOP/s": rate}
-    yield from ({"what": what, "skipped": "not installed"} for name, what in PEERS.items() if not installed(name))
+    product = f"product of two {plan['product']}-square matrices"
+    yield {**about, "what": product}, partial(product_rate, dtype, device, plan)
+    for name, what in PEERS.items():
+        if not installed(name):
+            yield {**about, "what": what}, lambda: [{"skipped": "not installed"}]
     for D in plan["widths"]:
-        torch._dynamo.reset()  # after some recompilations it would stop compiling, and say so nowhere
-        compiled = partial(torch.compile, dynamic=True, backend="inductor" if device.type == "cuda" else "aot_eager")
-        criterion = SupervisedPrototypicalContrastiveLoss(CLASSES, D, impl=impl).to(device)
-        fill(criterion, D, device)
+        compiled = compiler(device)
         losses = {
             f"ours, {impl}": partial(spcl, impl=impl),
             "ours, strips": partial(spcl, impl="strips"),
             "dense, eager": dense_loss,
             "dense, compiled": compiled(dense_loss),
         }
-        steps = {"eager": criterion, "compiled": compiled(criterion)}
+        criterion, steps = whole_steps(D, impl, device, compiled)
         steps |= {f"{how}, CUDA graph": step for how, step in steps.items()}
         for N in plan["sizes"]:
             shape = {"N": N, "D": D, **about}
-            if time.time() > deadline:
-                yield {**shape, "what": "all", "skipped": "no time left"}
-                continue
             for what, loss in losses.items():
-                yield {**shape, "what": what, **attempt(ours_or_dense, what, loss, N, D, dtype, device, plan)}
-            for name in filter(installed, PEERS):
-                yield {**shape, "what": PEERS[name], **attempt(peer, name, N, D, dtype, device, plan)}
+                yield {**shape, "what": what}, partial(ours_or_dense, what, loss, N, D, dtype, device, plan)
+            for name, what in PEERS.items():
+                if installed(name):
+                    yield {**shape, "what": what}, partial(peer, name, N, D, dtype, device, plan)
             for how, step in steps.items():
-                row = attempt(whole_step, how, step, criterion, *batch(N, D, dtype, device), device, plan)
-                yield {**shape, "what": f"ours with memory, {how}", **row}
+                run = partial(whole_step, how, step, criterion, N, D, dtype, device, plan)
+                yield {**shape, "what": f"ours with memory, {how}"}, run
 
 
-def attempt(measure: Callable[..., Row], *arguments: Any) -> Row:
-    """What was measured, or why it was not: a fault loses one row only."""
-    gc.collect()  # what a failed contestant held would be counted against the next one
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        return measure(*arguments)
-    except Exception as error:
-        return {"skipped": f"{type(error).__name__}: {str(error)[:200]}"}
+def count_jobs(impl: str, device: torch.device, plan: Row) -> Iterator[Job]:
+    """How much a whole step launches at every size. A process of its own: having profiled slows all that it does."""
+    D = plan["widths"][0]
+    _, steps = whole_steps(D, impl, device, compiler(device))
+    for N in plan["sizes"]:
+        for how, step in steps.items():
+            yield {"N": N, "D": D, "what": f"ours with memory, {how}"}, partial(launches, step, N, D, device)
 
 
-def product_rate(dtype: torch.dtype, device: torch.device, plan: Row) -> float:
+def compiler(device: torch.device) -> Callable[..., Any]:
+    torch._dynamo.reset()  # after some recompilations it would stop compiling, and say so nowhere
+    return partial(torch.compile, dynamic=True, backend="inductor" if device.type == "cuda" else "aot_eager")
+
+
+def whole_steps(D: int, impl: str, device: torch.device, compiled: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """The loss with its memory, and the ways to call it. Queues are full in all but a run's first steps."""
+    criterion = SupervisedPrototypicalContrastiveLoss(CLASSES, D, impl=impl).to(device)
+    rows = 4 * CLASSES * 256
+    criterion.memory.update(torch.randn(rows, D, device=device), torch.randint(CLASSES, (rows,), device=device))
+    return criterion, {"eager": criterion, "compiled": compiled(criterion)}
+
+
+def product_rate(dtype: torch.dtype, device: torch.device, plan: Row) -> list[Row]:
     """What this GPU's own matrix product reaches, in 10^12 operations a second."""
     size = plan["product"]
     left = torch.randn(size, size, device=device).to(dtype)
     times = interleaved({"product": lambda: left @ left}, plan["seconds"], plan["least"], device)["product"]
-    return 2 * size**3 / statistics.median(times) / 1e12
+    return [{"TFLOP/s": 2 * size**3 / statistics.median(times) / 1e12}]
 
 
 def batch(N: int, D: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -95,48 +102,46 @@ def ours_or_dense(
     dtype: torch.dtype,
     device: torch.device,
     plan: Row,
-) -> Row:
+) -> list[Row]:
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else 2**30
     if N * N * dtype.itemsize * MATRICES.get(what, 0) > free:
-        return {"skipped": "needs more memory than there is"}
+        return [{"skipped": "needs more memory than there is"}]
     embeddings, labels = batch(N, D, dtype, device)
     return passes(lambda: loss(embeddings, labels), [embeddings], device, plan)
 
 
-def passes(loss: Callable[[], Tensor], leaves: list[Tensor], device: torch.device, plan: Row) -> Row:
+def passes(loss: Callable[[], Tensor], leaves: list[Tensor], device: torch.device, plan: Row) -> list[Row]:
     """Milliseconds of forward, backward and both, and how far memory rises."""
 
     def both() -> Any:
         return torch.autograd.grad(loss(), leaves)
 
+    both()  # compilers and libraries keep part of what they allocate at the first call
     peak = extra_peak_bytes(both, device)
     runs = {"forward": loss, "backward": (loss, lambda value: torch.autograd.grad(value, leaves)), "both": both}
     times = interleaved(runs, plan["seconds"], plan["least"], device)
     found = {f"{name} ms": 1e3 * statistics.median(values) for name, values in times.items()}
     N, D = leaves[0].shape
     operations = 6 * N * N * D  # of the dense computation, whatever the contestant saves
-    return {**found, "TFLOP/s": operations / found["both ms"] / 1e9, "extra peak MiB": peak and round(peak / 2**20)}
-
-
-def fill(criterion: SupervisedPrototypicalContrastiveLoss, D: int, device: torch.device) -> None:
-    """Queues are full in all but a run's first steps."""
-    rows = 4 * CLASSES * 256
-    criterion.memory.update(torch.randn(rows, D, device=device), torch.randint(CLASSES, (rows,), device=device))
+    mebibytes = None if peak is None else round(peak / 2**20)
+    return [{**found, "TFLOP/s": operations / found["both ms"] / 1e9, "extra peak MiB": mebibytes}]
 
 
 def whole_step(
     how: str,
     step: Callable[[Tensor, Tensor], Tensor],
     criterion: torch.nn.Module,
-    embeddings: Tensor,
-    labels: Tensor,
+    N: int,
+    D: int,
+    dtype: torch.dtype,
     device: torch.device,
     plan: Row,
-) -> Row:
-    """Draw, loss, gradient and the memory's update together: time, and the kernels and copies that they start."""
+) -> list[Row]:
+    """Draw, loss, gradient and the memory's update together."""
     captured = how.endswith("CUDA graph")
     if captured and device.type != "cuda":
-        return {"skipped": "needs a GPU"}
+        return [{"skipped": "needs a GPU"}]
+    embeddings, labels = batch(N, D, dtype, device)
 
     def both() -> tuple[Tensor, Tensor]:
         value = step(embeddings, labels)
@@ -144,7 +149,7 @@ def whole_step(
 
     run = graph(both, criterion) if captured else both
     times = interleaved({"step": run}, plan["seconds"], plan["least"], device)["step"]
-    return {"both ms": 1e3 * statistics.median(times), "launches": launches(run, device)}
+    return [{"both ms": 1e3 * statistics.median(times)}]
 
 
 def graph(step: Callable[[], tuple[Tensor, Tensor]], criterion: torch.nn.Module) -> Callable[[], None]:
@@ -159,32 +164,37 @@ def graph(step: Callable[[], tuple[Tensor, Tensor]], criterion: torch.nn.Module)
     with torch.cuda.graph(recorded):
         captured = step()
     state = {name: tensor.clone() for name, tensor in criterion.state_dict().items()}
-    expected = [tensor.clone() for tensor in step()]
+    expected = [tensor.clone() for tensor in (*step(), *criterion.state_dict().values())]
     criterion.load_state_dict(state)
     recorded.replay()
-    for found, wanted in zip(captured, expected, strict=True):
+    for found, wanted in zip((*captured, *criterion.state_dict().values()), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-6)
     return recorded.replay
 
 
-def launches(run: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """Kernels, copies and fills that one run starts; on a CPU, calls of PyTorch operators."""
+def launches(
+    step: Callable[[Tensor, Tensor], Tensor], N: int, D: int, device: torch.device, repeats: int = 3
+) -> list[Row]:
+    """Kernels, copies and fills that a step in bfloat16 starts; on a CPU, calls of PyTorch operators."""
+    embeddings, labels = batch(N, D, torch.bfloat16, device)
     activity, kind = (
         (ProfilerActivity.CUDA, DeviceType.CUDA) if device.type == "cuda" else (ProfilerActivity.CPU, DeviceType.CPU)
     )
+    torch.autograd.grad(step(embeddings, labels), embeddings)  # compiles
     with profile(activities=[activity]) as profiled:
         for _ in range(repeats):
-            run()
+            torch.autograd.grad(step(embeddings, labels), embeddings)
         if device.type == "cuda":
             torch.cuda.synchronize()
-    return sum(event.device_type == kind for event in profiled.events()) / repeats
+    count = sum(event.device_type == kind for event in profiled.events())
+    return [{"launches": count / repeats} if count else {"skipped": "the profiler saw no kernel"}]
 
 
 def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def peer(name: str, N: int, D: int, dtype: torch.dtype, device: torch.device, plan: Row) -> Row:
+def peer(name: str, N: int, D: int, dtype: torch.dtype, device: torch.device, plan: Row) -> list[Row]:
     """A public kernel over two towers of N rows, on its own loss: more products than ours, and no labels."""
     left, right = (
         torch.nn.functional.normalize(torch.randn(N, D, device=device), dim=1).to(dtype).requires_grad_()

@@ -155,7 +155,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of the keys of all rows."""
     head = list(dict.fromkeys(key for row in rows for key in row))
     lines = [head, ["---"] * len(head), *([_cell(row.get(key), "-") for key in head] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    # A message may hold line breaks and bars, which would end its row or its cell.
+    cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _cell(value: Any, absent: str) -> str:

@@ -2,8 +2,8 @@
 
 import argparse
 import csv
-import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -47,6 +47,10 @@ def fused_siglip_loss(img_features, txt_features, log_temperature, bias, use_fp8
 }
 
 
+def rows_of(jobs):
+    return [about | row for about, run in jobs for row in run()]
+
+
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
     """gpu.py's check as a user starts it, with its processes."""
@@ -54,7 +58,7 @@ def checked(tmp_path_factory):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--quick", "--impl", "strips", "--device", "cpu"]
     run = subprocess.run([*command, "--only", "check", "--output", folder], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout, [json.loads(line) for line in (folder / "gpu.jsonl").read_text().splitlines()], folder
+    return run.stdout, gpu.read_rows(folder / "gpu.jsonl"), folder
 
 
 def test_the_check_finds_strips_right(checked):
@@ -96,7 +100,7 @@ def test_the_check_finds_what_is_wrong(monkeypatch, fault):
         return losses + 1e-3 if fault == "the loss" else losses
 
     monkeypatch.setattr(gpu_check, "loss", wrong)
-    verdicts = [row for row in gpu_check.check_shape(40, 64, "triton", CPU) if row["rows"] == "exact"]
+    verdicts = [row for row in rows_of(gpu_check.check_jobs(40, 64, "triton", CPU)) if row["rows"] == "exact"]
     suspected = {"one row of the gradient": "gradient, worst row", "the loss": "loss"}.get(fault, "gradient")
     assert not any(row["right"] for row in verdicts if row["what"] == suspected)
     others = "gradient" if fault == "the loss" else "loss"
@@ -113,7 +117,7 @@ def test_the_check_allows_for_products_of_half_precision(monkeypatch):
 
     monkeypatch.setattr("spcl_loss.loss.product_dtype", product_dtype)
     for N, D in ((33, 64), (200, 100)):
-        wrong = [row for row in gpu_check.check_shape(N, D, "strips", CPU) if not row["right"]]
+        wrong = [row for row in rows_of(gpu_check.check_jobs(N, D, "strips", CPU)) if not row["right"]]
         assert wrong == []
     assert {torch.float16, torch.bfloat16} < set(products)
 
@@ -130,21 +134,153 @@ def test_every_contestant_is_timed(monkeypatch, tmp_path):
         (tmp_path / f"{module}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     plan = {**gpu.QUICK, "sizes": (24,)}
-    rows = {row["what"]: row for row in gpu_time.time_rows(torch.float32, "strips", CPU, plan, math.inf)}
+    gpu.run_jobs(
+        tmp_path / "gpu.jsonl", "float32", gpu_time.time_jobs(torch.float32, "strips", CPU, plan), math.inf, 60
+    )
+    rows = {row["what"]: row for row in gpu.read_rows(tmp_path / "gpu.jsonl")}
     losses = {"ours, strips", "dense, eager", "dense, compiled", "memeff, CLIP", "inf-cl, one-way softmax"}
     for what in losses:
         assert all(rows[what][f"{part} ms"] > 0 for part in ("forward", "backward", "both")), rows[what]
         assert rows[what]["TFLOP/s"] > 0 and rows[what]["extra peak MiB"] is not None
     for how in ("eager", "compiled"):
-        step = rows[f"ours with memory, {how}"]
-        assert step["both ms"] > 0 and step["launches"] > 0
+        assert rows[f"ours with memory, {how}"]["both ms"] > 0
         assert rows[f"ours with memory, {how}, CUDA graph"]["skipped"] == "needs a GPU"
     assert "no such GPU" in rows["siglip-kernel, sigmoid"]["skipped"]  # its fault loses its own row only
 
 
-def test_what_the_minutes_do_not_allow_is_named():
-    rows = list(gpu_time.time_rows(torch.float32, "strips", CPU, gpu.QUICK, time.time() - 1))
-    assert [row["N"] for row in rows if row.get("skipped") == "no time left"] == list(gpu.QUICK["sizes"])
+def test_launches_are_counted_where_nothing_is_timed():
+    """Having profiled slows what a process does afterwards."""
+    counted = rows_of(gpu_time.count_jobs("strips", CPU, {**gpu.QUICK, "sizes": (24,)}))
+    assert {row["what"] for row in counted} == {"ours with memory, eager", "ours with memory, compiled"}
+    assert all(row["launches"] > 0 and row["N"] == 24 for row in counted)
+    timed = gpu_time.time_jobs(torch.float32, "strips", CPU, gpu.QUICK)
+    assert not any("launches" in run.func.__name__ for _, run in timed if isinstance(run, partial))
+
+
+def numbered(count, run):
+    return [({"what": "job", "N": N}, partial(run, N)) for N in range(count)]
+
+
+def test_what_the_minutes_do_not_allow_is_named(tmp_path):
+    path = tmp_path / "gpu.jsonl"
+    gpu.run_jobs(path, "float32", numbered(3, lambda N: pytest.fail("ran")), time.time() - 1, 60)
+    assert gpu.read_rows(path) == [
+        {"part": "float32", "what": "job", "N": 0, "skipped": "no time left, nor for what would follow"}
+    ]
+
+
+@pytest.mark.parametrize("kept", [1, 7, -1])
+def test_half_a_line_loses_itself_alone(tmp_path, kept):
+    path = tmp_path / "gpu.jsonl"
+    gpu.append(path, "300x64", {"N": 1}, [{"right": True}])
+    whole = path.read_text()
+    gpu.append(path, "300x64", {"N": 2}, [{"right": True}])
+    half = path.read_text()[len(whole) :]
+    path.write_text(whole + half[:kept])  # as a process leaves it that is killed
+    gpu.append(path, "33x64", {"N": 3}, [{"right": True}, {"right": False}])
+    assert [(row["N"], row["right"]) for row in gpu.read_rows(path)] == [(1, True), (3, True), (3, False)]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), AssertionError("a | b\nc"), KeyError("x")])
+def test_an_error_loses_its_own_job_alone(tmp_path, error):
+    def run(N):
+        if N == 1:
+            raise error
+        return [{"both ms": 1.0}]
+
+    path = tmp_path / "gpu.jsonl"
+    gpu.run_jobs(path, "float32", numbered(3, run), math.inf, 60)
+    rows = gpu.read_rows(path)
+    assert [row.get("both ms") for row in rows] == [1.0, None, 1.0]
+    assert rows[1]["skipped"].startswith(type(error).__name__)
+    assert gpu.report(rows, tmp_path, CPU) == 0
+    # A comparison that was not made is none that was right.
+    assert gpu.report([{**row, "part": "300x64"} for row in rows[1:2]], tmp_path, CPU) == 1
+    assert type(error).__name__ in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_message_stays_within_its_cell():
+    lines = measure.table([{"what": "job", "skipped": "a | b\nc"}]).splitlines()
+    assert lines[2:] == [r"| job | a \| b c |"]
+
+
+def test_a_broken_gpu_context_ends_the_process_after_its_row(monkeypatch, tmp_path):
+    """Nothing that follows in that process could run."""
+
+    def broken():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def run(N):
+        if N == 1:
+            monkeypatch.setattr(torch.cuda, "synchronize", broken)
+            raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+        return [{"both ms": 1.0}]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    path = tmp_path / "gpu.jsonl"
+    with pytest.raises(torch.AcceleratorError):
+        gpu.run_jobs(path, "float32", numbered(3, run), math.inf, 60)
+    assert ["Triton Error" in row.get("skipped", "") for row in gpu.read_rows(path)] == [False, True]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    gpu.run_jobs(path, "float32", numbered(3, run), math.inf, 60)  # the next process of this part
+    assert [row.get("both ms") for row in gpu.read_rows(path)] == [1.0, None, 1.0]
+
+
+def test_a_failed_capture_ends_the_process_after_its_row(tmp_path):
+    def run(N):
+        raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+    path = tmp_path / "gpu.jsonl"
+    with pytest.raises(torch.AcceleratorError):
+        gpu.run_jobs(path, "float32", numbered(3, run), math.inf, 60)
+    assert [row["N"] for row in gpu.read_rows(path)] == [0]
+
+
+SCRIPT = """
+import gc, os, sys, time
+sys.path.insert(0, {benchmarks!r})
+from pathlib import Path
+import gpu
+
+def run(N):
+    if N == 1:
+        os.kill(os.getpid(), 9)
+    if N == 3:
+        time.sleep(600)
+    return [{{"both ms": float(N)}}]
+
+gc.freeze()  # so that collecting takes no time
+part = sys.argv[sys.argv.index("--part") + 1]
+path = Path(sys.argv[sys.argv.index("--output") + 1]) / "gpu.jsonl"
+gpu.run_jobs(path, part, [({{"N": N}}, lambda N=N: run(N)) for N in range(5)], time.time() + 600, 3)
+"""
+
+
+def test_a_process_that_dies_or_hangs_loses_the_job_at_hand_alone(monkeypatch, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(SCRIPT.format(benchmarks=str(BENCHMARKS)))
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    options = argparse.Namespace(output=tmp_path, minutes=2, impl="strips", device="cpu", quick=True)
+    gpu.run_parts(["float32"], time.time() + 600, options)
+    rows = gpu.read_rows(tmp_path / "gpu.jsonl")
+    assert {row["N"]: row.get("both ms", row.get("skipped")) for row in rows if "N" in row} == {
+        0: 0.0,
+        1: "its process ended",
+        2: 2.0,
+        3: "its process ended",
+        4: 4.0,
+    }
+    assert [row["failed"] for row in rows if "failed" in row] == ["exit status -9", "exit status 1"]
+
+
+def test_the_benchmark_measures_the_checkout_that_it_names(tmp_path):
+    """It runs where nothing is installed but PyTorch and Triton."""
+    script = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu, spcl_loss; print(spcl_loss.__file__)"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert Path(found.stdout.strip()).parents[2] == BENCHMARKS.parent
 
 
 def test_the_exit_status_is_that_of_the_checks(tmp_path, capsys):
@@ -166,6 +302,7 @@ def test_a_part_that_dies_is_recorded(monkeypatch, tmp_path):
     options = argparse.Namespace(output=tmp_path, minutes=2, impl="strips", device="cpu", quick=True, only="check")
     rows = gpu.run_all(options, gpu.QUICK)
     assert {row["part"]: row["failed"] for row in rows} == dict.fromkeys(("poison", "33x64", "300x64"), "exit status 2")
+    assert len(rows) == 3  # without progress a process is not started again
 
 
 def test_a_contestant_that_prepares_is_timed_without_its_preparation():
