@@ -96,6 +96,7 @@ def described(name, options, kernel):
         "plain": options["PLAIN"],
         "stack": stack_bytes(kernel.asm["cubin"]),
         "shared": kernel.metadata.shared,
+        "scratch": kernel.metadata.global_scratch_size,
         "products_in_32_bits": products_in_32_bits(ttir),
         "products_in_64_bits": len(re.findall(r"arith\.muli.* : .*i64", ttir)),
         "atomics": re.findall(r"\b(?:tt\.atomic\w+|atom\.\S+|red\.\S+)", ttir + ptx),

@@ -1,8 +1,10 @@
 """Which backend `auto` takes, and that no fault of the kernels ends a training."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -104,6 +106,44 @@ def test_auto_tries_the_kernels_once_and_takes_them(monkeypatch, on_a_gpu):
     assert equal(found, on_a_gpu("triton"))
     on_a_gpu("auto")
     assert len(tried) == 1
+
+
+@contextlib.contextmanager
+def deterministic_algorithms():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        torch.inference_mode,
+        torch.no_grad,
+        partial(torch.autocast, "cpu", torch.bfloat16),
+        deterministic_algorithms,
+        float64_by_default,
+        partial(torch.device, "meta"),
+    ],
+)
+def test_the_state_of_the_first_call_does_not_decide(on_a_gpu, state):
+    """A warning would be an error here."""
+    tensors = torch.randn(NUM_ROWS, 16), torch.arange(NUM_ROWS) % 5
+    with state():
+        found = spcl(*tensors)
+    assert list(probe._works.values()) == [True]
+    assert torch.equal(found, spcl(*tensors, impl="triton"))
 
 
 def no_compiler(*_):

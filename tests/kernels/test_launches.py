@@ -139,6 +139,18 @@ def computed_scores(kernel, num_programs, arguments):
     return int(num_programs - skipped) * height * width
 
 
+def test_rows_of_any_width_fit_a_grid(monkeypatch):
+    """A grid may have 2^31 - 1 programs in its first dimension, 65535 in the others."""
+    grids, note = [], lambda *arguments, **constants: None
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__getitem__", lambda _, grid: grids.append(grid) or note)
+    rows, labels = torch.empty(200, 1).expand(200, 1 << 23), torch.zeros(200, dtype=torch.int32)
+    monkeypatch.setattr(backward, "operand_of", lambda rows, dtype: rows)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size, **_: self)  # no memory for a gradient
+    comparison = Comparison(labels, None, 10.0, 200, 200, True, torch.float32)
+    dispatch.gradient(rows, comparison, Upstream(torch.zeros(200), torch.zeros(200), torch.zeros(3, 200)))
+    assert [(grid[0] > 65535, grid[1] <= 65535) for grid in grids] == [(True, True)]
+
+
 @pytest.mark.parametrize(("num_rows", "bound"), [(8192, 2.26), (16384, 2.13), (32768, 2.07), (65536, 2.04)])
 def test_scores_are_computed_for_little_more_than_half_the_pairs(monkeypatch, launches, num_rows, bound):
     """Units of N^2 D multiplications: 2.0 would be half the pairs in each pass, and H times the rows once."""

@@ -41,6 +41,7 @@ def test_compiled_code(architecture):
     for kernel in kernels:
         assert kernel["stack"] == 0, f"spilled registers: {kernel}"
         assert kernel["shared"] <= SHARED[architecture] << 10, f"too much shared memory: {kernel}"
+        assert kernel["scratch"] == 0, f"would need triton.set_allocator: {kernel}"
         # Rows of 2^20 x 4096 have 2^32 entries.
         assert kernel["products_in_32_bits"] == [], f"an offset may overflow: {kernel}"
         assert kernel["atomics"] == [], f"sums depend on the order of programs: {kernel}"

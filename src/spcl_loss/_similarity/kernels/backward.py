@@ -108,8 +108,8 @@ def gradient_of_slices(
     PRECISION: tl.constexpr, PLAIN: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """The whole backward pass of BD gradient columns of BM rows. Every slice of columns recomputes the scores."""
-    i0 = tl.program_id(0) * BM
-    d0 = tl.program_id(1) * BD
+    d0 = tl.program_id(0) * BD  # only the first dimension of a grid may exceed 65535
+    i0 = tl.program_id(1) * BM
     i = i0 + tl.arange(0, BM)
     inverse = _inverse_magnitude(largest, HALF)
     of_i = _coefficients(
@@ -144,7 +144,7 @@ def small(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     tile = tile_for(rows, comparison, "small")
     operand = operand_of(rows, rows.dtype)
     result = rows.new_empty(num_grads, width)
-    gradient_of_slices[(triton.cdiv(num_grads, tile.rows), triton.cdiv(width, tile.slice))](
+    gradient_of_slices[(triton.cdiv(width, tile.slice), triton.cdiv(num_grads, tile.rows))](
         operand,
         labels,
         *weights_pointer(rows, log_weights),
