@@ -56,8 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     RunFolder(arguments.output).check()
-    if arguments.report:
-        return report(arguments.report, arguments.output)
+    if not arguments.report:
+        train_all(arguments)
+    from erc.report import collect, write_report  # imported late: torch takes seconds
+
+    roots = arguments.report or [arguments.output / "runs"]
+    if not (finished := collect(roots)):
+        raise InputError(f"no finished run in {', '.join(map(str, roots))}: a run's folder has a result.json")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_report(finished, arguments.output)
+    print(f"report in {arguments.output / 'report.md'}")
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Trains every run that is not finished."""
     arms = {name: ARMS[name] for name in arguments.arms}
     for own in arguments.arm:
         name, equals, options = own.partition("=")
@@ -68,25 +80,12 @@ def _run(arguments: argparse.Namespace) -> None:
     datasets = [PRACTICE] if arguments.practice else arguments.datasets
     runs = grid(datasets, arms, arguments.seeds, arguments.preset, arguments.options)
     corpora = {name: load_corpus(name) for name in datasets}
-    from erc.train import train  # imported late: torch takes seconds
+    from erc.train import train  # imported late too
 
     for number, (name, settings) in enumerate(runs.items(), start=1):
         result = train(settings, corpora[settings.dataset], arguments.output / "runs" / name, resume=True)
         dev, test = (result[split][result["selected_by"]]["weighted_f1"] for split in ("dev", "test"))
         print(f"[{number}/{len(runs)}] {name}: dev {dev:.4f}, test {test:.4f}", flush=True)
-    report([arguments.output / "runs"], arguments.output)
-
-
-def report(roots: Sequence[Path], output: Path) -> None:
-    """Writes report.md on the finished runs in `roots`."""
-    from erc.report import collect, write_report
-
-    finished = collect(roots)
-    if not finished:
-        raise InputError(f"no finished run in {', '.join(map(str, roots))}: a run's folder has a result.json")
-    output.mkdir(parents=True, exist_ok=True)
-    write_report(finished, output)
-    print(f"report in {output / 'report.md'}")
 
 
 def grid(

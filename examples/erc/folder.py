@@ -18,11 +18,13 @@ from .files import InputError
 from .settings import ANEW, FORMER, HEADS, NAMES, Settings
 
 FORMAT = "spcl-erc 3"  # of checkpoints
-FIGURES = ("curves.png", "confusion.png")  # of the report of a single run
 # The files of a run besides settings.json. A folder may hold files of other programs, so whole names are matched.
 CHECKPOINT, BEST = r"checkpoint-\d{4,}-\d{7,}\.pt", r"best-\d{4,}\.safetensors"
-RESULTS = ("metrics.jsonl", "result.json", "best.safetensors", "reference.safetensors", "predictions.csv", "report.md")
-OWN = "|".join([CHECKPOINT, BEST, *map(re.escape, (*RESULTS, *FIGURES))])
+RESULTS = (
+    "metrics.jsonl", "result.json", "best.safetensors", "reference.safetensors", "predictions.csv", "report.md",
+    "confusion.png", "curves.png",  # the last is of earlier versions
+)  # fmt: skip
+OWN = "|".join([CHECKPOINT, BEST, *map(re.escape, RESULTS)])
 UNFINISHED = rf"{CHECKPOINT}|{BEST}|partial-\d+-(settings\.json|{OWN})"  # what a finished run does not have
 
 

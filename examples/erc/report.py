@@ -1,7 +1,6 @@
 """What finished runs leave to read: predictions, and a page of tables and figures for one run or for many."""
 
 import csv
-import json
 import platform
 import shutil
 import statistics
@@ -36,11 +35,7 @@ SELECTED = (("dev", "weighted_f1"), ("test", "weighted_f1"), ("test", "macro_f1"
 METHODS = {
     "spcl": "SPCL", "spdcl": "SPDCL", "supcon": "SupCon", "bcl": "BCL", "eacl": "EACL-style", "ce": "cross-entropy",
 }  # fmt: skip
-CURVES = "Dev weighted-F1, and the contrastive loss above its smallest possible value: mean and range over seeds."
 CONFUSION = "Test turns, selecting head, all seeds: percent of the true class."
-# Okabe and Ito's colours stay apart under colour blindness, and shapes repeat them.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999", "#F0E442")
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "h")
 CURRICULA = {"on": ", curriculum", "all": "", "half": ", random half"}
 
 
@@ -51,7 +46,6 @@ class Run:
     folder: RunFolder
     settings: Settings
     result: dict[str, Any]
-    history: list[dict[str, Any]]
 
     @cached_property
     def test(self) -> dict[str, list[str]]:
@@ -82,10 +76,6 @@ class Arm:
         """What the results hold at a path such as ("dev", "lda", "weighted_f1"), by seed."""
         return [float(reduce(getitem, path, run.result)) for run in self.runs]
 
-    def test(self, column: str) -> list[str]:
-        """A column of predictions.csv, of the test set, of all seeds together."""
-        return [value for run in self.runs for value in run.test[column]]
-
 
 def collect(roots: Iterable[Path]) -> list[Run]:
     """All finished runs in the folders or below them."""
@@ -95,8 +85,7 @@ def collect(roots: Iterable[Path]) -> list[Run]:
         try:
             settings, result = folder.stored_settings(), folder.stored_result()
             if settings and result:
-                lines = folder.metrics.read_text(encoding="utf-8").splitlines()
-                runs.append(Run(folder, settings, result, [*map(json.loads, lines)]))
+                runs.append(Run(folder, settings, result))
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
     return runs
@@ -140,10 +129,9 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         if any(arm.settings.limit for arm in arms):
             paragraphs.append("**These runs saw only part of the dataset. These are no scores on the dataset.**")
         paragraphs += [tables(arms), *_differences(arms)]
-        for name, caption, draw in (("curves", CURVES, curves), ("confusion", CONFUSION, confusion)):
-            file = f"{name}.png" if len(groups) == 1 else f"{name}-{number + 1}.png"
-            atomically(output / file, partial(draw(arms).savefig, dpi=150))
-            paragraphs += [f"![{caption}]({file})", caption]
+        file = "confusion.png" if len(groups) == 1 else f"confusion-{number + 1}.png"
+        atomically(output / file, partial(confusion(arms).savefig, dpi=150))
+        paragraphs += [f"![{CONFUSION}]({file})", CONFUSION]
     write_text(output / "report.md", "\n\n".join(paragraphs) + "\n")
 
 
@@ -191,29 +179,6 @@ def difference(one: Arm, other: Arm) -> dict[str, float] | None:
     return {"seeds": len(pairs), **found["weighted"]}
 
 
-def curves(arms: Sequence[Arm]) -> Figure:
-    figure = Figure(figsize=(10, 3.4 + 0.2 * len(arms)), layout="constrained", facecolor="white")
-    panels = figure.subplots(1, 2)
-    for number, arm in enumerate(arms):
-        length = min(len(run.history) for run in arm.runs)  # a run that stopped early ends the mean
-        updates = [line["updates"] for line in arm.runs[0].history[:length]]
-        histories = [run.history[:length] for run in arm.runs]
-        f1 = [[100 * line["dev"][arm.head]["weighted_f1"] for line in history] for history in histories]
-        loss = [[line.get("diagnostics", {}).get("loss_above_floor") for line in history] for history in histories]
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        for panel, rows in zip(panels, (f1, loss), strict=True):
-            values = np.array(rows, float)
-            name = _literal(arm.label, 120)
-            panel.plot(updates, values.mean(0), color=color, marker=marker, markersize=5, label=name)
-            panel.fill_between(updates, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
-    for panel, what in zip(panels, ("dev weighted-F1, percent", "contrastive loss above its floor"), strict=True):
-        panel.set(xlabel="updates", ylabel=what)
-        panel.grid(axis="y", color="0.9")
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=panels[0].lines, frameon=False, fontsize=8, loc="outside lower center")
-    return figure
-
-
 def confusion(arms: Sequence[Arm]) -> Figure:
     classes = arms[0].classes
     columns = min(len(arms), 3)
@@ -222,7 +187,8 @@ def confusion(arms: Sequence[Arm]) -> Figure:
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     for number, arm in enumerate(arms, start=1):
         panel = figure.add_subplot(rows, columns, number)
-        shares = confusion_matrix(arm.test("gold"), arm.test(arm.head), labels=classes, normalize="true")
+        gold, guess = ([one for run in arm.runs for one in run.test[column]] for column in ("gold", arm.head))
+        shares = confusion_matrix(gold, guess, labels=classes, normalize="true")
         display = ConfusionMatrixDisplay(shares, display_labels=[*map(_literal, classes)])
         colors = {"cmap": "Blues", "im_kw": {"vmin": 0, "vmax": 1}, "colorbar": False}
         display.plot(values_format=".0%", xticks_rotation=40, ax=panel, **colors)

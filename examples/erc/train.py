@@ -273,7 +273,7 @@ class Training:
             # For predictions on new dialogues: what the heads are fitted on.
             reference = {"features": train.features, "labels": train.labels, "class_counts": self.class_counts}
             atomically(self.folder.reference, partial(safetensors.numpy.save_file, reference))
-            write_run(Run(self.folder, settings, result, progress.history), self.corpus.labels, splits, guesses)
+            write_run(Run(self.folder, settings, result), self.corpus.labels, splits, guesses)
         self.accelerator.wait_for_everyone()
         return result
 

@@ -145,9 +145,8 @@ def test_the_page_shows_every_arm_with_its_figures(encoder, finished, arms):
     assert f"/{Path(encoder).name}" not in page
     assert "**These runs saw only part of the dataset." in page
     files = re.findall(r"!\[[^\]]+\]\((\S+)\)", page)
-    assert files == ["curves.png", "confusion.png"]
-    for name in files:
-        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+    assert files == ["confusion.png"]
+    assert (finished / "confusion.png").read_bytes().startswith(b"\x89PNG")
     assert {arm.label for arm in arms} >= {"SPCL, curriculum, epochs 2", "cross-entropy, epochs 1"}
     assert sum(len(arm.runs) for arm in arms) == 6
     for arm in arms:
@@ -168,24 +167,20 @@ def test_the_page_shows_every_arm_with_its_figures(encoder, finished, arms):
             assert found["low"] <= found["difference"] <= found["high"]
 
 
-def test_every_figure_has_all_arms_on_an_opaque_ground(arms):
-    drawn = {"curves": report.curves(arms), "confusion": report.confusion(arms)}
-    labels = [arm.label for arm in arms]
-    for name, figure in drawn.items():
-        assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0), name
-    assert [" ".join(axes.get_title().split()) for axes in drawn["confusion"].axes] == labels
-    assert [text.get_text() for text in drawn["curves"].legends[0].get_texts()] == labels
-    assert all(axes.get_ylabel() for axes in drawn["confusion"].axes)
+def test_the_figure_has_all_arms_on_an_opaque_ground(arms):
+    figure = report.confusion(arms)
+    assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+    assert [" ".join(axes.get_title().split()) for axes in figure.axes] == [arm.label for arm in arms]
+    assert all(axes.get_ylabel() for axes in figure.axes)
 
 
 def test_long_names_of_arms_are_neither_cut_off_nor_drawn_over_one_another(arms):
     arms = [replace(arm, label=arm.label + ", an_option_with_a_long_name 0.5" * 4) for arm in arms]
-    for name, figure in (("curves", report.curves(arms)), ("confusion", report.confusion(arms))):
-        FigureCanvasAgg(figure).draw()
-        legends = [text for legend in figure.legends for text in legend.get_texts()]
-        boxes = [text.get_window_extent() for text in (*legends, *(axes.title for axes in figure.axes))]
-        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes), name
-        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2) if a.width and b.width), name
+    figure = report.confusion(arms)
+    FigureCanvasAgg(figure).draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2) if a.width and b.width)
 
 
 def test_confusion_shows_the_shares_of_each_true_class(finished, arms):
@@ -207,7 +202,7 @@ def test_arms_of_other_test_turns_or_seeds_are_not_compared(arms):
     seeded = tuple(replace(run, settings=replace(run.settings, seed=9)) for run in other.runs)
     assert difference(one, Arm("other seeds", other.settings, seeded)) is None
     run = other.runs[0]
-    shorter = Run(run.folder, run.settings, run.result, run.history)
+    shorter = Run(run.folder, run.settings, run.result)
     shorter.__dict__["test"] = {name: column[1:] for name, column in run.test.items()}
     assert difference(one, Arm("other turns", other.settings, (shorter,))) is None
 

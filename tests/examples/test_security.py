@@ -118,8 +118,7 @@ def hostile(tmp_path):
     score = {"weighted_f1": 0.5, "macro_f1": 0.5, "accuracy": 0.5, "per_class_f1": dict.fromkeys(HOSTILE, 0.5)}
     scores = dict.fromkeys(HEADS, score)
     result = {"dev": scores, "test": scores, "best_epoch": 1, "epochs": 1, "seconds": 1.0, "seed": 0}
-    history = [{"updates": 1, "dev": scores}]
-    return Run(folder, Settings(dataset="own", encoder="org/<i>name|"), json.loads(json.dumps(result)), history)
+    return Run(folder, Settings(dataset="own", encoder="org/<i>name|"), json.loads(json.dumps(result)))
 
 
 def test_the_report_of_a_hostile_dataset_is_text_and_stays_in_its_folder(hostile, tmp_path):
@@ -130,13 +129,12 @@ def test_the_report_of_a_hostile_dataset_is_text_and_stays_in_its_folder(hostile
     tables = [line for line in page.split("\n") if line.startswith("| ")]
     assert [len(cells(line)) for line in tables if "F1 by class" in line] == [1 + len(HOSTILE)]
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {"predictions.csv", "report.md", *(f"{name}.png" for name in ("curves", "confusion"))}
+    assert names == {"predictions.csv", "report.md", "confusion.png"}
     assert {path.parent for path in tmp_path.rglob("*") if path.is_file()} == {hostile.folder.path}
     assert hostile.test["gold"] == list(HOSTILE)
 
 
 def test_figures_show_names_with_dollars_as_they_are(hostile):
     arm = Arm("$\\nothing{$", hostile.settings, (hostile,))
-    for draw in (report.curves, report.confusion):
-        draw([arm]).canvas.draw()
+    report.confusion([arm]).canvas.draw()
     assert [text.get_text() for text in report.confusion([arm]).axes[0].texts].count("100%") == len(HOSTILE)
