@@ -31,6 +31,10 @@ def computed_dtype(embeddings: Tensor) -> torch.dtype:
     return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
 
 
+def is_half(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16)
+
+
 def sum_dtype(device: torch.device) -> torch.dtype:
     """Of sums over a data set. A class may have millions of rows, over which float32 loses digits."""
     return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
@@ -45,8 +49,7 @@ def parts(rows: int, width: int) -> Iterator[slice]:
 
 def product_dtype(embeddings: Tensor) -> torch.dtype:
     """On a GPU products of half precision embeddings stay in half precision; a CPU gains nothing from it."""
-    half = embeddings.dtype in (torch.float16, torch.bfloat16) and embeddings.is_cuda
-    return embeddings.dtype if half else computed_dtype(embeddings)
+    return embeddings.dtype if is_half(embeddings.dtype) and embeddings.is_cuda else computed_dtype(embeddings)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
@@ -153,7 +156,7 @@ def scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
 
 def widening_product(left: Tensor, right: Tensor) -> Tensor:
     """Left @ right, summed and given in float32 unless the operands are float64. Has no gradient of its own."""
-    if left.dtype in (torch.float32, torch.float64):
+    if not is_half(left.dtype):
         return left @ right
     if _gives_float32(left.device):
         return torch.mm(left, right, out_dtype=torch.float32)

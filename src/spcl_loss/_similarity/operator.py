@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spcl_loss._numerics import in_torch_func, without_autocast
+from spcl_loss._numerics import in_torch_func, is_half, without_autocast
 from spcl_loss._similarity import strips
 from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import config
@@ -47,7 +47,7 @@ def _prefers_kernels(comparison: Comparison) -> bool:
     """Whether kernels serve few rows too. A traced graph cannot ask about the device; the operator itself will."""
     device, product_dtype = comparison.labels.device, comparison.product_dtype
     if torch.compiler.is_compiling():
-        return device.type == "cuda" and config.is_half(product_dtype)
+        return device.type == "cuda" and is_half(product_dtype)
     return config.preferred(device, product_dtype)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from spcl_loss._numerics import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, widening_product
+from spcl_loss._numerics import HALF_MAGNITUDE, PLAIN_SCALE, accumulate, is_half, widening_product
 from spcl_loss._similarity.comparison import LOG_ZERO, Comparison, Statistics, Upstream
 
 _CPU_TILE_BYTES = 4 << 20
@@ -77,7 +77,7 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
     if num_anchors == 0 or num_grads == 0:
         return rows.new_zeros(num_grads, rows.shape[1])
     log_weights = _log_weights(labels, log_weights, rows.dtype)
-    half = product_dtype not in (torch.float32, torch.float64)
+    half = is_half(product_dtype)
     magnitude = grads.abs().amax().clamp_min(torch.finfo(rows.dtype).tiny) / HALF_MAGNITUDE if half else 1.0
     # Rows that are no anchors have no statistics: their gradients are zero and any value will do.
     fill = (0, rows.shape[0] - num_anchors)

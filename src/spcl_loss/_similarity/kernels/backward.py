@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spcl_loss import _numerics
+from spcl_loss._numerics import is_half
 from spcl_loss._similarity.comparison import Comparison, Upstream
-from spcl_loss._similarity.kernels.config import is_half, workspace_shape
+from spcl_loss._similarity.kernels.config import workspace_shape
 from spcl_loss._similarity.kernels.tiles import (
     FUSED,
     LOG2E,
@@ -221,16 +222,6 @@ def _uniform_h(scores, table, i, j, num_rows, agree, with_sum):
 
 
 @triton.jit
-def _store_block(h, workspace, workspace_stride, row, column, TMA: tl.constexpr, DTYPE: tl.constexpr):
-    if TMA:
-        workspace.store([row, column], h.to(DTYPE))
-    else:
-        rows = (row + tl.arange(0, h.shape[0])).to(tl.int64)
-        columns = column + tl.arange(0, h.shape[1])
-        tl.store(workspace + rows[:, None] * workspace_stride + columns[None, :], h.to(DTYPE))
-
-
-@triton.jit
 def _store_h(
     scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
     BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr, DTYPE: tl.constexpr,
@@ -262,7 +253,12 @@ def _store_h(
             h = _h(scores, of_i, of_j, with_sum, PLAIN)
             if (j0 < i0 + BM) & (i0 < j0 + WIDTH):
                 h = tl.where(i[:, None] == j[None, :], 0.0, h)
-        _store_block(h, workspace, workspace_stride, row, column, TMA, DTYPE)
+        if TMA:
+            workspace.store([row, column], h.to(DTYPE))
+        else:
+            rows = (row + tl.arange(0, BM)).to(tl.int64)
+            columns = column + tl.arange(0, WIDTH)
+            tl.store(workspace + rows[:, None] * workspace_stride + columns[None, :], h.to(DTYPE))
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from spcl_loss._numerics import is_half
+
 # Chosen on paper and from compiled code: none of these has been measured on a GPU.
 # Up to this many rows, one launch per pass does everything.
 SMALL_ROWS = 256
@@ -150,10 +152,6 @@ def has_tensor_descriptors(architecture: str) -> bool:
     For diagnosis, the environment variable SPCL_TENSOR_DESCRIPTORS=0 selects pointers everywhere.
     """
     return architecture != "sm_80" and os.environ.get("SPCL_TENSOR_DESCRIPTORS", "1") != "0"
-
-
-def is_half(product_dtype: torch.dtype) -> bool:
-    return product_dtype in (torch.float16, torch.bfloat16)
 
 
 def precision(product_dtype: torch.dtype) -> str:
