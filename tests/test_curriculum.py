@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from spcl_loss import DifficultyCurriculumSampler, PrototypeMemory, prototype_difficulty
-from spcl_loss._sampling import draw_samples, keep_parts
+from spcl_loss._sampling import Settings, draw_samples, keep_parts
 from support import oracle
 from support.same import through_a_file
 
@@ -83,8 +83,8 @@ class TestEpochs:
         scores = (np.arange(n) * 37 % n / n).astype(np.float32)
         for epoch in range(4):
             curriculum.set_epoch(epoch)
-            parts, generator = keep_parts("linear", draw, epoch, 4, n), np.random.default_rng([3, epoch])
-            expected = draw_samples(scores, *parts, draw=draw, shuffle=True, generator=generator)
+            settings = Settings(draw, True, "linear", 4, epoch, seed=3, num_replicas=1, rank=0)
+            expected = draw_samples(settings, scores, np.random.default_rng([3, epoch]))
             drawn = list(curriculum)
             assert drawn == expected.tolist() == curriculum.indices.tolist()
             assert len(curriculum) == len(drawn)
@@ -139,7 +139,7 @@ class TestEpochs:
         curriculum = sampler(10, num_epochs=5, schedule=schedule)
         easy_to_hard = torch.arange(10).mul(37).remainder(10).argsort()
         for epoch in range(5):
-            parts, whole = keep_parts(schedule, "fixed", epoch, 5, 10)
+            parts, whole = keep_parts(Settings("fixed", True, schedule, 5, epoch, seed=0, num_replicas=1, rank=0), 10)
             assert curriculum.keep_probability(epoch)[easy_to_hard].numpy() == pytest.approx(parts / whole, abs=1e-15)
 
     def test_defaults(self):

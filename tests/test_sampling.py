@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from spcl_loss import _sampling
-from spcl_loss._sampling import draw_samples, keep_parts, keep_probability
+from spcl_loss._sampling import Settings, draw_samples, keep_parts, keep_probability
 
 UNEVEN = torch.tensor([1.0] * 5 + [0.7] * 5 + [0.3] * 6 + [0.0] * 5)
-LINE = (9 * torch.arange(24).flip(0) + torch.arange(24)) / 230  # from 9/10 to 1/10
 each_draw = pytest.mark.parametrize("draw", ["fixed", "bernoulli"])
 
 
@@ -19,9 +18,14 @@ def scores(n):
     return np.arange(n) * 37 % n / n
 
 
+def settings(schedule, epoch=0, num_epochs=4, *, draw="fixed", shuffle=True):
+    """Of one rank; the tests bring their own generators instead of the seed."""
+    return Settings(draw, shuffle, schedule, num_epochs, epoch, seed=0, num_replicas=1, rank=0)
+
+
 def keep(schedule, epoch, num_epochs, n):
     """(n,) by rank."""
-    parts, parts_per_sample = keep_parts(schedule, "fixed", epoch, num_epochs, n)
+    parts, parts_per_sample = keep_parts(settings(schedule, epoch, num_epochs), n)
     return parts / parts_per_sample
 
 
@@ -34,8 +38,8 @@ def seeds(times, epoch=0):
 
 
 def draws(schedule, generators, *, draw="fixed", n=101, epoch=0, num_epochs=4, shuffle=True):
-    parts = keep_parts(schedule, draw, epoch, num_epochs, n)
-    return [draw_samples(scores(n), *parts, draw=draw, shuffle=shuffle, generator=each) for each in generators]
+    of_epoch = settings(schedule, epoch, num_epochs, draw=draw, shuffle=shuffle)
+    return [draw_samples(of_epoch, scores(n), each) for each in generators]
 
 
 class TestSchedules:
@@ -43,7 +47,7 @@ class TestSchedules:
     @pytest.mark.parametrize("schedule", ["linear", (0.2, 0.6), (1, 0), (0.5, 0.5), "root", "step"])
     def test_all_keep_half_of_the_data(self, n, schedule):
         for epoch in range(5):
-            parts, parts_per_sample = keep_parts(schedule, "fixed", epoch, 5, n)
+            parts, parts_per_sample = keep_parts(settings(schedule, epoch, 5), n)
             assert parts.sum(dtype=np.int64) == max(1, n // 2) * parts_per_sample  # to the last part
             [kept] = draws(schedule, seeds(1), n=n, epoch=epoch, num_epochs=5)
             assert len(kept) == max(1, n // 2)
@@ -79,7 +83,7 @@ class TestSchedules:
 
     def test_what_rounding_loses_is_made_up_by_samples_that_are_not_certain(self):
         thirds = torch.tensor([1.0] * 50 + [1 / 3] * 3, dtype=torch.float64)
-        parts, parts_per_sample = keep_parts(always(thirds), "fixed", 0, 4, 53)
+        parts, parts_per_sample = keep_parts(settings(always(thirds)), 53)
         assert parts[:50].tolist() == [parts_per_sample] * 50
         assert parts.sum(dtype=np.int64) == 51 * parts_per_sample
 
@@ -93,7 +97,7 @@ class TestSchedules:
         probabilities = torch.tensor([1.0] * 50 + [nearly] + [0.0] * 50, dtype=torch.float64)
         for kept in draws(always(probabilities), seeds(20)):
             assert len(kept) == len(set(kept)) == (51 if nearly == 1 - 1e-12 else 50)
-        parts, _ = keep_parts(always(probabilities.flip(0)), "fixed", 0, 4, 101)
+        parts, _ = keep_parts(settings(always(probabilities.flip(0))), 101)
         assert parts.tolist()[:50] == [0] * 50  # never made up by samples that are not wanted
 
 
@@ -120,7 +124,7 @@ class TestDraws:
     @each_draw
     def test_a_hundred_thousand_draws_show_no_bias(self, draw):
         """Sample 0, the last, and every rank among them."""
-        self.assert_kept_as_stated(always(LINE), scores(24), repeat(np.random.default_rng(0), 100_000), draw)
+        self.assert_kept_as_stated((0.1, 0.1), scores(24), repeat(np.random.default_rng(0), 100_000), draw)
 
     @each_draw
     def test_samples_of_equal_difficulty_are_kept_equally(self, draw):
@@ -131,9 +135,9 @@ class TestDraws:
     @staticmethod
     def assert_kept_as_stated(schedule, of_samples, generators, draw, epoch=0):
         """Chi-square of each sample's frequency against its keep probability."""
-        parts = keep_parts(schedule, draw, epoch, 4, len(of_samples))
-        probability = keep_probability(of_samples, *parts)
-        epochs = [draw_samples(of_samples, *parts, draw=draw, shuffle=True, generator=each) for each in generators]
+        of_epoch = settings(schedule, epoch, draw=draw)
+        probability = keep_probability(of_epoch, of_samples)
+        epochs = [draw_samples(of_epoch, of_samples, each) for each in generators]
         times, counts = len(epochs), np.bincount(np.concatenate(epochs), minlength=len(of_samples))
         certain = (probability == 0) | (probability == 1)
         assert (counts[certain] == times * probability[certain]).all()

@@ -40,9 +40,6 @@ class Settings(NamedTuple):
             schedule = tuple(map(float, schedule))
         return {"draw": self.draw, "shuffle": self.shuffle, "schedule": schedule, "num_epochs": self.num_epochs}
 
-    def keep_parts(self, size: int) -> tuple[NDArray[np.int32], int]:
-        return keep_parts(self.schedule, self.draw, self.epoch, self.num_epochs, size)
-
 
 class Epoch(NamedTuple):
     """The samples of one rank in an epoch, in order, and what they were drawn from."""
@@ -71,69 +68,56 @@ def check_schedule(schedule: Schedule) -> None:
 
 
 def draw_epoch(settings: Settings, scores: Tensor) -> Epoch:
-    size, ranks = scores.shape[0], settings.num_replicas
-    generator = np.random.default_rng([settings.seed, settings.epoch])
-    drawn = draw_samples(
-        scores.numpy(),
-        *settings.keep_parts(size),
-        draw=settings.draw,
-        shuffle=settings.shuffle,
-        generator=generator,
-    )
+    ranks = settings.num_replicas
+    drawn = draw_samples(settings, scores.numpy(), np.random.default_rng([settings.seed, settings.epoch]))
     if drawn.shape[0] < ranks > 1:
         raise ValueError(
             f"an epoch must hold at least one sample for each of num_replicas={ranks}; received {drawn.shape[0]} of "
-            f"{size} samples in epoch {settings.epoch}. Use fewer ranks or more data"
+            f"{scores.shape[0]} samples in epoch {settings.epoch}. Use fewer ranks or more data"
         )
     equal = drawn.shape[0] - drawn.shape[0] % ranks
     return Epoch(settings, scores, drawn[settings.rank : equal : ranks].copy())
 
 
-def keep_parts(schedule: Schedule, draw: Draw, epoch: int, num_epochs: int, size: int) -> tuple[NDArray[np.int32], int]:
+def keep_parts(settings: Settings, size: int) -> tuple[NDArray[np.int32], int]:
     """The keep probabilities of an epoch as whole numbers.
 
     Returns:
         (size,) parts from the easiest sample to the hardest, and the number of parts per sample. The keep probability
         of a rank is the quotient of the two. For the fixed draw the parts add up to a whole number of samples.
     """
-    keep = _keep_by_rank(schedule, epoch, num_epochs, size)
+    keep = _keep_by_rank(settings.schedule, settings.epoch, settings.num_epochs, size)
     keep *= _PARTS
     parts = np.rint(keep, out=keep).astype(np.int32)
-    return (parts, _PARTS) if draw == "bernoulli" else _whole_number_of_samples(parts)
+    return (parts, _PARTS) if settings.draw == "bernoulli" else _whole_number_of_samples(parts)
 
 
-def keep_probability(scores: NDArray[Any], parts: NDArray[np.int32], parts_per_sample: int) -> NDArray[np.float64]:
+def keep_probability(settings: Settings, scores: NDArray[Any]) -> NDArray[np.float64]:
     """(n,) by sample. Samples of equal score are ranked at random, so they share the mean of their ranks."""
+    parts, parts_per_sample = keep_parts(settings, scores.shape[0])
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     sums = np.bincount(np.sort(group), parts / parts_per_sample)
     shared: NDArray[np.float64] = (sums / sizes)[group]
     return shared
 
 
-def draw_samples(
-    scores: NDArray[Any],
-    parts: NDArray[np.int32],
-    parts_per_sample: int,
-    *,
-    draw: Draw,
-    shuffle: bool,
-    generator: np.random.Generator,
-) -> NDArray[Any]:
-    """Indices of the samples kept, in random order or, without `shuffle`, from the lowest score to the highest.
+def draw_samples(settings: Settings, scores: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+    """Indices of the samples that all ranks keep, in random order or from the lowest score (n,) to the highest.
 
-    Equal scores (n,) are ranked at random. `keep_parts` gives the other two, from the lowest score to the highest.
+    Samples of equal score are ranked at random.
     """
     size = scores.shape[0]
     order = generator.permutation(np.arange(size, dtype=np.int32 if size < 2**31 else np.int64))
     by_rank = _argsort(scores[order])  # places in `order`, which breaks ties at random
+    parts, parts_per_sample = keep_parts(settings, size)
     by_place = np.empty_like(parts)
     by_place[by_rank] = parts
     del parts  # frees one of several arrays of n entries
-    if draw == "fixed":
+    if settings.draw == "fixed":
         kept = _systematic(by_place, parts_per_sample, generator)
     else:
         kept = generator.integers(parts_per_sample, size=size, dtype=np.int32) < by_place
-    return order[kept] if shuffle else order[by_rank[kept[by_rank]]]
+    return order[kept] if settings.shuffle else order[by_rank[kept[by_rank]]]
 
 
 def _keep_by_rank(schedule: Schedule, epoch: int, num_epochs: int, size: int) -> NDArray[np.float64]:

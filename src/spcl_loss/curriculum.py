@@ -195,8 +195,7 @@ class DifficultyCurriculumSampler(Sampler[int]):
     def keep_probability(self, epoch: int | None = None) -> Tensor:
         """(n,) float64: the keep probability of each sample in `epoch`. None for the present epoch, as it was drawn."""
         settings = self._drawn.settings if epoch is None else self._settings(epoch)
-        scores = self._drawn.scores.numpy()
-        return torch.from_numpy(keep_probability(scores, *settings.keep_parts(scores.shape[0])))
+        return torch.from_numpy(keep_probability(settings, self._drawn.scores.numpy()))
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """Epoch, position, seed and scores: what `load_state_dict` needs to go on, also within an epoch.
