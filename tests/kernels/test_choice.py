@@ -212,7 +212,8 @@ def test_kernels_are_not_tried_while_a_graph_is_traced(monkeypatch, on_a_gpu):
 
 def test_a_graph_traced_on_a_gpu_decides_for_few_rows_without_asking_the_device(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(config, "preferred", lambda *args: pytest.fail("asked"))
+    for question in ("unavailable_reason", "_allows_tf32"):
+        monkeypatch.setattr(config, question, lambda *args: pytest.fail("asked"))
     assert not operator.uses_dense("auto", comparison())
     assert operator.uses_dense("auto", comparison(product_dtype=torch.float32))
     assert operator.uses_dense("auto", comparison(("cpu",)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spcl_loss._numerics import in_torch_func, is_half, without_autocast
+from spcl_loss._numerics import in_torch_func, without_autocast
 from spcl_loss._similarity import strips
 from spcl_loss._similarity.comparison import Comparison, Statistics, Upstream
 from spcl_loss._similarity.kernels import config
@@ -40,15 +40,8 @@ def uses_dense(impl: str, comparison: Comparison) -> bool:
         return impl == "dense"
     if in_torch_func():
         return True
-    return comparison.labels.shape[0] <= _DENSE_ROWS and not _prefers_kernels(comparison)
-
-
-def _prefers_kernels(comparison: Comparison) -> bool:
-    """Whether kernels serve few rows too. A traced graph cannot ask about the device; the operator itself will."""
-    device, product_dtype = comparison.labels.device, comparison.product_dtype
-    if torch.compiler.is_compiling():
-        return device.type == "cuda" and is_half(product_dtype)
-    return config.preferred(device, product_dtype)
+    few = comparison.labels.shape[0] <= _DENSE_ROWS
+    return few and not config.preferred(comparison.labels.device, comparison.product_dtype)
 
 
 def _backend(impl: str, comparison: Comparison) -> Any:

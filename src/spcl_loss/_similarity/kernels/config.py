@@ -109,9 +109,11 @@ def preferred(device: torch.device, product_dtype: torch.dtype) -> bool:
 
     Products in full float32 do not use the tensor cores here and are slower than the vendor's: strips take those.
     """
-    if device.type != "cuda" or precision(product_dtype) == "ieee":
+    if device.type != "cuda":
         return False
-    return unavailable_reason(device, product_dtype) is None
+    if torch.compiler.is_compiling():  # a traced graph cannot ask about the device; the operator itself will
+        return is_half(product_dtype)
+    return precision(product_dtype) != "ieee" and unavailable_reason(device, product_dtype) is None
 
 
 def unavailable_reason(device: torch.device, product_dtype: torch.dtype) -> str | None:
