@@ -74,6 +74,8 @@ class Settings:
                 raise InputError(f"{name} must be at least {metadata['minimum']}; received {value!r}")
         if not 0 < self.train_fraction <= 1:
             raise InputError(f"train_fraction must be above 0 and at most 1; received {self.train_fraction!r}")
+        if self.seed >= 1 << 31:  # NumPy takes 32 bits, and each process adds its rank
+            raise InputError(f"seed must be below 2 ** 31; received {self.seed}")
         if self.support_size > self.queue_size:
             raise InputError(f"support_size must be at most queue_size={self.queue_size}; received {self.support_size}")
         weight = self.contrastive_weight

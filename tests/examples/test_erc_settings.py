@@ -77,6 +77,7 @@ def test_only_what_is_given_changes_the_preset():
         ({"contrastive_weight": -1.0}, "contrastive_weight must be at least 0; received -1.0"),
         ({"objective": "ce", "contrastive_weight": 0.5}, "contrastive_weight needs a contrastive objective"),
         ({"selects_by": "nearest"}, "selects_by must be one of linear, "),
+        ({"seed": 1 << 31}, r"seed must be below 2 \*\* 31; received 2147483648"),
         ({"support_size": 300}, "support_size must be at most queue_size=256; received 300"),
     ],
 )
