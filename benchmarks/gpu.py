@@ -43,7 +43,7 @@ PLAN = {
 }
 QUICK = {"shapes": ((33, 64), (300, 64)), "sizes": (48, 8), "widths": (16,), "product": 32, "seconds": 0, "least": 1}
 CHECK_SHARE = 0.5  # of the minutes, at most
-JOB_SHARE = 1 / 6  # of the minutes; a job that takes longer hangs
+JOB_SHARE = 1 / 5  # of the minutes; a job that takes longer hangs
 GRACE = 20.0  # seconds in which a process may finish its job before it is ended
 
 Row = dict[str, Any]
