@@ -390,8 +390,8 @@ BAD_INPUT = {
     "embeddings no tensor": (TypeError, "tensor", "list", {"embeddings": X.tolist()}),
     "embeddings of integers": (TypeError, "float", "int64", {"embeddings": X.long()}),
     "embeddings one-dimensional": (ValueError, "(N, D)", "(4,)", {"embeddings": X[:, 0]}),
-    "labels no tensor": (TypeError, "tensor", "list", {"labels": [0, 1, 0, 1]}),
-    "labels of floats": (TypeError, "integer", "float32", {"labels": Y.float()}),
+    "labels no tensor": (TypeError, "converts lists and arrays of numbers", "list", {"labels": list("abab")}),
+    "labels of floats": (TypeError, "Convert whole numbers with labels.long()", "float32", {"labels": Y.float()}),
     "labels of another length": (ValueError, "(4,)", "(3,)", {"labels": Y[:3]}),
     "labels in a column": (ValueError, "labels.squeeze(-1)", "(4, 1)", {"labels": Y[:, None]}),
     "labels one-hot": (ValueError, "labels.argmax(1)", "(4, 2)", {"labels": torch.eye(2, dtype=torch.long)[Y]}),
@@ -416,7 +416,7 @@ BAD_INPUT = {
     "label negative without prototypes": (
         ValueError,
         "labels must be classes from 0 on, or ignore_index=-100",
-        "received -1",
+        "received -1. Number them from 0 on, or pass ignore_index=-1 if such rows have no label",
         {"labels": torch.tensor([0, -1, -100, 0]), "prototypes": None},
     ),
     "prototypes of another width": (

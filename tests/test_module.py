@@ -117,6 +117,16 @@ class TestForward:
         with pytest.raises(RuntimeError, match="Checkpoint the encoder alone"):
             checkpointed.backward()
 
+    def test_the_memory_can_be_filled_by_hand(self):
+        """As the pages say for a loss that activation checkpointing or torch.func repeats."""
+        criterion, (embeddings, labels) = trained(), batch(9)
+        before = copy.deepcopy(criterion)
+        criterion(embeddings, labels, update_memory=False)
+        criterion.memory.update(embeddings, labels)
+        criterion.memory.prototypes()
+        before(embeddings, labels)
+        assert_same_state(criterion, before)
+
     def test_func_grad_works_without_update(self):
         criterion, (embeddings, labels) = trained(), batch(9)
         before = copy.deepcopy(criterion)
@@ -281,6 +291,12 @@ class TestPrediction:
             return leaf.grad
 
         assert torch.equal(gradient(enabled=True), gradient(enabled=False))
+
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning")
+    def test_a_trace_scores_other_numbers_of_rows(self):
+        criterion, rows = trained(), batch(9)[0]
+        traced = torch.jit.trace(lambda rows: criterion.logits(rows), batch(4, N=4)[0])
+        assert torch.equal(traced(rows), criterion.logits(rows))
 
     @pytest.mark.parametrize("method", ["predict", "logits"])
     def test_a_memory_with_no_class_is_an_error(self, method):
@@ -628,8 +644,10 @@ def test_the_embedding_dim_is_named_before_anything_else():
         (torch.ones(3, 2, D), torch.arange(3), r"embeddings\.flatten\(0, 1\).*labels\.repeat_interleave\(2\)"),
         (torch.ones(3, D), torch.ones(3, 1, dtype=torch.long), r"labels\.squeeze\(-1\)"),
         (torch.ones(3, D), torch.eye(C)[:3], r"labels\.argmax\(1\)"),
+        (torch.ones(3, D), torch.ones(3, 2, dtype=torch.long), "several levels, add one loss for each"),
+        (torch.ones(3, 2, D), torch.ones(3, 2, dtype=torch.long), r"tokens, flatten their labels.*labels\.flatten\(\)"),
     ],
-    ids=["views", "column", "one-hot"],
+    ids=["views", "column", "one-hot", "levels", "tokens"],
 )
 def test_a_wrong_shape_names_the_remedy(embeddings, labels, remedy):
     criterion = trained()

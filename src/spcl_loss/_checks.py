@@ -56,7 +56,7 @@ def check_ignore_index(value: int) -> None:
 def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
     """A floating tensor of this shape; a letter in `shape` stands for any size."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor; received {type(tensor).__name__}. torch.as_tensor converts arrays")
+        raise TypeError(_no_tensor(name, tensor))
     if tensor.dtype not in FLOATING:
         raise TypeError(
             f"{name} must be a floating tensor of 16, 32 or 64 bits; received {tensor.dtype}. "
@@ -71,7 +71,8 @@ def check_embeddings(embeddings: Tensor, queue: Tensor | None) -> None:
     """(N, D) floating rows that fit the queues (C, M, D) of a memory; None for a loss without a memory."""
     check_floating("embeddings", embeddings, ("N", "D" if queue is None else str(queue.shape[2])))
     width = embeddings.shape[1]
-    check_size("the width of embeddings", width)
+    if width < 1:  # torch.jit.trace gives sizes as tensors
+        raise ValueError(f"embeddings must have a width of at least 1; received {width}. Take wider ones")
     if queue is None:
         return
     if width != queue.shape[2]:
@@ -98,15 +99,25 @@ def check_outside_backward() -> None:
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "the loss must not fill its memory within a backward pass; activation checkpointing has called it a second "
-            "time. Checkpoint the encoder alone, or pass update_memory=False and fill the memory with memory.update"
+            "time. Checkpoint the encoder alone, or pass update_memory=False and call memory.update and "
+            "memory.prototypes after the backward pass"
         )
 
 
 def check_integers(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor; received {type(tensor).__name__}. torch.as_tensor converts lists")
+        raise TypeError(_no_tensor(name, tensor))
     if tensor.dtype not in _INTEGERS:
-        raise TypeError(f"{name} must be an integer tensor; received {tensor.dtype}. Convert with {name}.long()")
+        raise TypeError(
+            f"{name} must be an integer tensor; received {tensor.dtype}. Convert whole numbers with {name}.long()"
+        )
+
+
+def _no_tensor(name: str, value: object) -> str:
+    return (
+        f"{name} must be a tensor; received {type(value).__name__}. "
+        "Pass one: torch.as_tensor converts lists and arrays of numbers"
+    )
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
@@ -125,14 +136,18 @@ def _shape_remedy(name: str, received: tuple[int, ...], dimensions: int) -> str:
     if len(received) == dimensions + 1 and received[-1] == 1:
         return f"Drop the last dimension with {name}.squeeze(-1)"
     if name.endswith("labels") and len(received) == 2:
-        return f"Turn one-hot labels into classes with {name}.argmax(1)"
+        return (
+            f"Turn one-hot labels into classes with {name}.argmax(1). A row has one class: where labels have several "
+            "levels, add one loss for each"
+        )
     if dimensions == 2 and len(received) == 3 and name == "prototypes":
         return "Pass several prototypes of a class as rows of candidates, with their classes as candidate_labels"
     if dimensions == 2 and len(received) == 3 and name != "centers":
         views, labels = received[1], "candidate_labels" if name == "candidates" else "labels"
         return (
             f"If these are {views} views of each sample, flatten them with {name}.flatten(0, 1) and repeat the labels "
-            f"with {labels}.repeat_interleave({views})"
+            f"with {labels}.repeat_interleave({views}). If they are tokens, flatten their labels too with "
+            f"{labels}.flatten(), or pool the tokens of each sample into one row"
         )
     if dimensions == 2 and len(received) > 3:
         return f"Flatten each sample into one row with {name}.flatten(1)"
@@ -205,9 +220,11 @@ def _check_range(numbers: Tensor, below: int | None, ignored: int | None, messag
     if ignored is not None:
         valid |= numbers == ignored
     if _is_false(valid.all(), message):
-        raise ValueError(
-            f"{message}; received {int(numbers[~valid][0])}. Number them from 0 on, or check how many there are"
-        )
+        wrong = int(numbers[~valid][0])
+        otherwise = "check how many there are"
+        if wrong < 0 and ignored is not None:
+            otherwise = f"pass ignore_index={wrong} if such rows have no label"
+        raise ValueError(f"{message}; received {wrong}. Number them from 0 on, or {otherwise}")
 
 
 def _readable(tensor: Tensor) -> bool:
