@@ -64,6 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     plan, path = QUICK if options.quick else PLAN, options.output / "gpu.jsonl"
     if options.part:
+        gc.freeze()  # what the imports made will stay: collecting between two jobs is quick without it
         run_jobs(path, options.part, jobs(options, plan), options.deadline, 60 * options.minutes * JOB_SHARE)
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
