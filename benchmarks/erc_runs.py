@@ -18,7 +18,6 @@ import argparse
 import csv
 import itertools
 import json
-import statistics
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from erc.evaluate import Heads, encode, paired_bootstrap, reference_samples, score  # noqa: E402
+from erc.evaluate import Heads, bootstrap_f1, encode, interval, reference_samples, score  # noqa: E402
 from erc.folder import atomically  # noqa: E402
 from erc.settings import FORMER, HEADS, Settings  # noqa: E402
 
@@ -177,7 +176,7 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
     """Every arm against the cross-entropy with as many epochs, on the seeds of both, in percent.
 
     Without `split`, on the rest where the runs have one, else on dev. Both arms have the same head, head by head; at
-    last each has the head that is best for it on dev. That interval takes the choice of the heads as given.
+    last each has the head that is best for it on dev. That head is chosen again in every draw of the bootstrap.
     """
     arms: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -191,26 +190,36 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
         seeds = sorted(set(runs) & set(base), key=int)
         if runs is base or not seeds:
             continue
-
-        def mean(side: dict[str, dict[str, str]], name: str, seeds: list[str] = seeds) -> float:
-            return statistics.fmean(100 * float(side[seed][name]) for seed in seeds)
-
-        best = [max(KEPT, key=lambda head: mean(side, f"dev {head} weighted-F1")) for side in (runs, base)]
-        about = f"{where[0]}/{of}"
-        gold, dialogues = kept[f"{about}/gold"], kept[f"{about}/dialogue"].tolist()
-        for title, (own, its) in [*((head, (head, head)) for head in KEPT), (f"{BEST}: {' / '.join(best)}", best)]:
-            sides = ((runs, own), (base, its))
-            stacks = [np.stack([kept[f"{name_of(side[seed])}/{of}/{head}"] for seed in seeds]) for side, head in sides]
+        names = [[name_of(side[seed]) for seed in seeds] for side in (runs, base)]
+        found, on_dev = (f1_of_heads(kept, where[0], names, scored) for scored in (of, "dev"))
+        best, best_in_draws = (scores.argmax(-1) for scores in on_dev["weighted"])
+        every = {head: (np.full(2, i), np.full(best_in_draws.shape, i)) for i, head in enumerate(KEPT)}
+        every[f"{BEST}: {' / '.join(KEPT[i] for i in best)}"] = best, best_in_draws
+        for title, heads in every.items():
             line = {"dataset": where[0], "share of the dialogues": where[2], "scored on": of, "arm": arm}
             line |= {"seeds": str(len(seeds)), "head": title}
-            classes = 1 + max(int(array[array != NOT_SCORED].max()) for array in (gold, *stacks))
-            for average, found in paired_bootstrap(gold, *stacks, dialogues, classes).items():
-                means = [mean(side, f"{of} {head} {average}-F1") for side, head in sides]
-                line[f"{average}-F1, arm / cross-entropy"] = " / ".join(f"{value:.1f}" for value in means)
-                line[f"difference, {average}"] = f"{100 * found['difference']:+.1f}"
-                line[f"95% interval, {average}"] = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+            for average, scores in found.items():
+                means, draws = (
+                    np.take_along_axis(values, chosen[..., None], -1)[..., 0]
+                    for values, chosen in zip(scores, heads, strict=True)
+                )
+                of_both = {name: 100 * value for name, value in interval(means, draws).items()}
+                line[f"{average}-F1, arm / cross-entropy"] = " / ".join(f"{100 * mean:.1f}" for mean in means)
+                line[f"difference, {average}"] = f"{of_both['difference']:+.1f}"
+                line[f"95% interval, {average}"] = f"{of_both['low']:+.1f} to {of_both['high']:+.1f}"
             lines.append(line)
     return lines
+
+
+def f1_of_heads(kept: Kept, dataset: str, names: list[list[str]], split: str) -> dict[str, tuple[Any, Any]]:
+    """By average of F1: the means of two arms by head (2, heads), and those of the draws (draws, 2, heads)."""
+    gold, dialogues = kept[f"{dataset}/{split}/gold"], kept[f"{dataset}/{split}/dialogue"].tolist()
+    guesses = np.stack([[kept[f"{name}/{split}/{head}"] for name in side] for side in names for head in KEPT])
+    classes = 1 + max(int(array[array != NOT_SCORED].max()) for array in (gold, guesses))
+    found = bootstrap_f1(gold, guesses, dialogues, classes)
+    return {
+        average: (means.reshape(2, -1), draws.reshape(-1, 2, len(KEPT))) for average, (means, draws) in found.items()
+    }
 
 
 def overview(lines: list[dict[str, str]], average: str) -> list[dict[str, str]]:
@@ -225,38 +234,45 @@ def overview(lines: list[dict[str, str]], average: str) -> list[dict[str, str]]:
 
 
 def draw(lines: list[dict[str, str]], path: Path) -> None:
-    """The differences of SPCL with their intervals: a panel for each F1, a group for each arm, a colour by head."""
+    """The differences of SPCL with their intervals, by dataset and share: a row of panels by F1, a column by head."""
     from matplotlib import pyplot as plt
 
-    lines = [line for line in lines if "--objective ce" not in line["arm"]]
-    size = (11, 1.5 + 0.24 * len(lines))
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained", facecolor="white")
-    colors = dict(zip((*KEPT, BEST), ("#999999", "#1f5fa8", "#2a9d8f", "black"), strict=True))
-    groups = overview(lines, "weighted")
-    for axis, average in zip(axes, ("weighted", "macro"), strict=True):
-        for place, line in enumerate(lines):
-            head = line["head"].split(":")[0]
-            height = place + place // len(colors)  # a gap between the groups
-            low, high = map(float, line[f"95% interval, {average}"].split(" to "))
-            axis.plot([low, high], [height, height], color=colors[head], linewidth=2)
-            label = head if place < len(colors) else None
-            axis.plot(float(line[f"difference, {average}"]), height, "o", color=colors[head], label=label)
-        axis.axvline(0, color="black", linewidth=1)
-        axis.locator_params(axis="x", nbins=6)
-        axis.set_xlabel(f"points of {average}-F1 over cross-entropy")
-    middles = [(len(colors) + 1) * group + (len(colors) - 1) / 2 for group in range(len(groups))]
-    axes[0].set_yticks(middles, [_name(group) for group in groups])
-    axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colors), title="head")
+    # Of several settings of a loss the one with the most seeds stands.
+    spcl = [line for line in lines if "--objective ce" not in line["arm"]]
+    several = sorted(spcl, key=lambda line: int(line["seeds"]))
+    lines = list({(*_place(line), _loss(line), line["head"].split(":")[0]): line for line in several}.values())
+    places = sorted({_place(line) for line in lines}, key=lambda place: (place[0] != "MELD", *place))
+    figure, axes = plt.subplots(
+        2, 2, sharex=True, sharey="row", figsize=(11, 6), layout="constrained", facecolor="white"
+    )
+    titles = {"prototype": "prototypes are the classifier of all losses", BEST: "each loss has its best head on dev"}
+    for row, average in zip(axes, ("weighted", "macro"), strict=True):
+        row[0].set_ylabel(f"points of {average}-F1\nover cross-entropy")
+        for axis, (head, title) in zip(row, titles.items(), strict=True):
+            for loss, color, shift in (("SPCL alone", "#1f5fa8", -0.12), ("cross-entropy + SPCL", "#d9822b", 0.12)):
+                shown = [line for line in lines if line["head"].startswith(head) and _loss(line) == loss]
+                across = [places.index(_place(line)) + shift for line in shown]
+                ends = [list(map(float, line[f"95% interval, {average}"].split(" to "))) for line in shown]
+                axis.vlines(across, [low for low, _ in ends], [high for _, high in ends], color=color, linewidth=2)
+                axis.plot(
+                    across, [float(line[f"difference, {average}"]) for line in shown], "o", color=color, label=loss
+                )
+            axis.axhline(0, color="black", linewidth=1)
+            axis.set_xticks(range(len(places)), [f"{share:.0%}\n{dataset}" for dataset, share in places], size="small")
+            if average == "weighted":
+                axis.set_title(title)
+            else:
+                axis.set_xlabel("training dialogues")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
-def _name(group: dict[str, str]) -> str:
-    loss = "SPCL alone" if " none " in group["arm"] else "SPCL beside cross-entropy"
-    share, epochs = float(group["share of the dialogues"]), group["arm"].split("--epochs ")[1].split()[0]
-    scored = group["scored on"].replace("rest", "held-out dialogues")
-    about = f"{group['dataset']}, {share:.0%} of the dialogues, {epochs} epochs"
-    return f"{about}\n{loss}, {group['seeds']} seeds, on {scored}"
+def _place(line: dict[str, str]) -> tuple[str, float]:
+    return line["dataset"], float(line["share of the dialogues"])
+
+
+def _loss(line: dict[str, str]) -> str:
+    return "SPCL alone" if " none " in line["arm"] else "cross-entropy + SPCL"
 
 
 def main() -> None:

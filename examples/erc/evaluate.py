@@ -141,31 +141,41 @@ def f1_of_counts(counts: Array) -> dict[str, Array]:
     return {"weighted": (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1), "macro": f1.mean(-1)}
 
 
+def bootstrap_f1(
+    gold: Array, guesses: Array, dialogues: Sequence[str], num_classes: int
+) -> dict[str, tuple[Array, Array]]:
+    """By average of F1: the mean over seeds of each of K arms, (K,), and the same in 10,000 draws, (10,000, K).
+
+    A draw takes dialogues and seeds with replacement, and the same for all arms: as many dialogues as there are, and
+    one seed fewer (at least one). Drawing n - 1 of n seeds gives their mean its unbiased variance. The seeds are drawn
+    first, so they are the same for every split. `gold` is (n,), `guesses` (K, S, n) holds the predictions of K arms by
+    the same S seeds, `dialogues` names each turn's. A prediction that is no class leaves the turn out.
+    """
+    names, place = np.unique(np.asarray(dialogues), return_inverse=True)
+    generator, seeds = np.random.default_rng(0), guesses.shape[1]
+    drawn_seeds = generator.integers(seeds, size=(10_000, max(1, seeds - 1)))
+    times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=10_000)  # (draws, dialogues)
+    found: dict[str, tuple[list[Array], list[Array]]] = {"weighted": ([], []), "macro": ([], [])}
+    for arm in guesses:
+        counts = np.zeros((len(names), seeds, num_classes, num_classes))
+        of_a_class = np.minimum(arm, num_classes - 1)
+        np.add.at(counts, (place, np.arange(seeds)[:, None], gold, of_a_class), arm < num_classes)
+        in_draws = f1_of_counts(np.tensordot(times, counts, 1))  # each (draws, S)
+        for average, of_seeds in f1_of_counts(counts.sum(0)).items():
+            found[average][0].append(of_seeds.mean())
+            found[average][1].append(np.take_along_axis(in_draws[average], drawn_seeds, 1).mean(1))
+    return {average: (np.array(means), np.stack(draws, 1)) for average, (means, draws) in found.items()}
+
+
+def interval(means: Array, draws: Array) -> dict[str, float]:
+    """The difference of two arms of `bootstrap_f1`, (2,) and (draws, 2), with its 95% interval."""
+    low, high = np.quantile(draws[:, 0] - draws[:, 1], (0.025, 0.975))
+    return {"difference": float(means[0] - means[1]), "low": float(low), "high": float(high)}
+
+
 def paired_bootstrap(
     gold: Array, one: Array, other: Array, dialogues: Sequence[str], num_classes: int
 ) -> dict[str, dict[str, float]]:
-    """By average of F1: the difference of two arms, mean over seeds, with its 95% interval over dialogues and seeds.
-
-    Each of 10,000 draws takes dialogues and seeds with replacement, and the same for both arms: as many dialogues as
-    there are, and one seed fewer (at least one). Drawing n - 1 of n seeds gives their mean its unbiased variance.
-    `gold` is (n,). `one` and `other` are an arm's predictions (S, n), by the same seeds. `dialogues` names each turn's.
-    A prediction that is no class leaves the turn out.
-    """
-    names, place = np.unique(np.asarray(dialogues), return_inverse=True)
-    seeds = len(one)
-    arm, seed = np.ogrid[:2, :seeds]
-    counts = np.zeros((len(names), 2, seeds, num_classes, num_classes))
-    guesses = np.stack([one, other])
-    of_a_class = np.minimum(guesses, num_classes - 1)
-    np.add.at(counts, (place, arm[..., None], seed[..., None], gold, of_a_class), guesses < num_classes)
-
-    generator = np.random.default_rng(0)
-    times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=10_000)  # (draws, dialogues)
-    drawn_seeds = generator.integers(seeds, size=(len(times), max(1, seeds - 1)))
-    points, found = f1_of_counts(counts.sum(0)), {}
-    for average, of_arms in f1_of_counts(np.tensordot(times, counts, 1)).items():  # (draws, 2, S)
-        differences = np.take_along_axis(of_arms[:, 0] - of_arms[:, 1], drawn_seeds, 1).mean(1)
-        low, high = np.quantile(differences, (0.025, 0.975))
-        point = np.subtract(*points[average]).mean()
-        found[average] = {"difference": float(point), "low": float(low), "high": float(high)}
-    return found
+    """By average of F1: the `interval` of two arms with predictions (S, n)."""
+    found = bootstrap_f1(gold, np.stack([one, other]), dialogues, num_classes)
+    return {average: interval(*of_arms) for average, of_arms in found.items()}

@@ -71,6 +71,23 @@ def test_runs_are_kept_once_and_compared_seed_by_seed(tmp_path):
     assert erc_runs.compare(rows, kept, "test")[0]["difference, weighted"] == "+16.7"  # half right, of either class
 
 
+def test_the_head_is_chosen_again_in_every_draw(tmp_path):
+    table, archive, runs = tmp_path / "runs.csv", tmp_path / "runs.npz", tmp_path / "runs"
+    run_folder(runs, Settings(objective="ce"), GOLD["test"])
+    run_folder(runs, Settings(), GOLD["test"])
+    erc_runs.add([runs], "2026-01-01", "a machine", table, archive)
+    rows, kept = erc_runs.load(table, archive)
+    name = next(erc_runs.name_of(row) for row in rows if "spcl" in row["arm"])
+    dev, test = kept["MELD/dev/gold"], kept["MELD/test/gold"]
+    # On dev two heads are right in other dialogues, one of them in more. On test the better one is always wrong.
+    kept[f"{name}/dev/lda"] = np.where(np.arange(12) < 8, dev, 1 - dev)
+    kept[f"{name}/dev/prototype"] = np.where(np.arange(12) < 8, 1 - dev, dev)
+    kept[f"{name}/dev/linear"], kept[f"{name}/test/lda"] = 1 - dev, 1 - test
+    best = erc_runs.compare(rows, kept, "test")[-1]
+    assert best["head"] == "best on dev: lda / linear"
+    assert (best["difference, weighted"], best["95% interval, weighted"]) == ("-100.0", "-100.0 to +0.0")
+
+
 def test_a_predicted_class_that_no_turn_has_is_an_error(tmp_path):
     table, archive, runs = tmp_path / "runs.csv", tmp_path / "runs.npz", tmp_path / "runs"
     run_folder(runs, Settings(objective="ce"), GOLD["dev"])
