@@ -17,7 +17,6 @@ Gradients of half precision rows are rounded once more. eps is that of float64 f
 """
 
 import argparse
-import contextlib
 import itertools
 import math
 import os
@@ -28,6 +27,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -46,7 +46,7 @@ CHOICES = {
         (torch.int64, -100), (torch.int64, 0), (torch.int32, -1), (torch.int16, 3), (torch.int8, -100),
         (torch.uint8, 255), (torch.uint8, 1),
     ),
-    "poison": (False, True),  # NaN in rows that take no part
+    "poison": (False, True),  # NaN or infinity in rows that take no part
     "prototypes": ("none", "all", "some", "anchors", "some, anchors"),
     "candidates": ("none", "empty", "all", "some ignored"),
     "differentiated": ("all", "embeddings", "prototypes", "candidates"),
@@ -156,7 +156,8 @@ def _labels(count, classes, choice, generator) -> Tensor:
 def _poisoned(rows, absent, choice) -> Tensor:
     if absent is None or not choice["poison"]:
         return rows
-    return torch.where(absent[:, None], torch.tensor(torch.nan, dtype=rows.dtype), rows)
+    poison = torch.tensor([torch.nan, torch.inf], dtype=rows.dtype)[torch.arange(len(rows)) % 2]
+    return torch.where(absent[:, None], poison[:, None], rows)
 
 
 def _laid_out(rows, choice) -> Tensor:
@@ -282,13 +283,14 @@ def dense(problem, number):
 
 def strips(problem, number):
     """In tiles of 512 bytes, so that there are several."""
-    with _environment("SPCL_TILE_BYTES", "512"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPCL_TILE_BYTES", "512")
         return found(problem, impl="strips")
 
 
 def kernels(problem, number):
     """By Triton's interpreter, on each of the kernels' paths in turn. They take no float64."""
-    interpreted, pytest = _interpreter()
+    interpreted = _interpreter()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy's, on infinities that are meant
         interpreted.interpret(patch)
@@ -301,11 +303,9 @@ def _interpreter():
     folder = str(Path(__file__).parent / "kernels")
     if folder not in sys.path:
         sys.path.append(folder)
-    import pytest
-
     import interpreted
 
-    return interpreted, pytest
+    return interpreted
 
 
 def on_a_rank(rank, world_size, seed, numbers, largest):
@@ -334,19 +334,6 @@ def together(pool, world_size, seed, numbers, largest):
             joined[name] = torch.cat(parts) / world_size if name == "embeddings" else torch.stack(parts).mean(0)
         results.append(joined)
     return results
-
-
-@contextlib.contextmanager
-def _environment(name, value):
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def uncovered(numbers, seed: int, names=tuple(CHOICES)) -> set:

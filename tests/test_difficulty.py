@@ -20,11 +20,6 @@ class TestDifficulty:
         torch.testing.assert_close(difficulty, GOLDEN["difficulty"], rtol=1e-5, atol=0)
         assert torch.equal(difficulty.argsort(), GOLDEN["easy_to_hard"])
 
-    def test_centres_default_to_the_class_means_of_raw_embeddings(self):
-        embeddings, labels = GOLDEN["embeddings"], GOLDEN["labels"]
-        expected = prototype_difficulty(embeddings, labels, GOLDEN["centers"])
-        torch.testing.assert_close(prototype_difficulty(embeddings, labels), expected, rtol=1e-12, atol=0)
-
     def test_agrees_with_the_oracle_where_a_class_is_absent(self):
         embeddings, labels = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 3 * 2  # classes 0, 2, 4
         centers = {c: embeddings[labels == c].mean(0) for c in (0, 2, 4)}
