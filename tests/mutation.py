@@ -35,12 +35,12 @@ TESTS = Path(__file__).resolve().parent
 SOURCE = TESTS.parent / "src" / "spcl_loss"
 RECORD = TESTS / "mutation.json"
 FILES = {  # module: the files of tests that concern it
-    "loss.py": ("loss", "defaults"),
+    "loss.py": ("loss", "defaults", "fuzz"),
     "module.py": ("module",),
-    "memory.py": ("memory", "module", "defaults"),
+    "memory.py": ("memory", "module", "defaults", "stateful"),
     "difficulty.py": ("difficulty",),
-    "curriculum.py": ("curriculum",),
-    "_sampling.py": ("sampling", "curriculum"),
+    "curriculum.py": ("curriculum", "stateful"),
+    "_sampling.py": ("sampling", "curriculum", "stateful"),
     "_checks.py": ("loss", "memory", "difficulty", "curriculum", "module", "messages", "operator"),
     "_numerics.py": ("numerics", "loss", "operator", "similarity", "fuzz"),
     "_similarity/dense.py": ("similarity", "operator", "loss", "fuzz"),
@@ -299,7 +299,7 @@ class Loop:
         from hypothesis import Phase, settings
 
         phases = [Phase.explicit, Phase.generate]  # a failing example is not made smaller
-        settings.register_profile("mutation", settings(), max_examples=10, phases=phases)
+        settings.register_profile("mutation", settings(), max_examples=4, phases=phases)
         settings.load_profile("mutation")
 
     @pytest.hookimpl(tryfirst=True)

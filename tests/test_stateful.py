@@ -65,10 +65,16 @@ class MemoryMachine(RuleBasedStateMachine):
         self.centres = [sum(numbers) / len(numbers) if numbers else None for numbers in by_class]
         self.entries, self.entered = [[] for _ in range(C)], [0] * C
 
-    @rule(advance=st.booleans())
-    def draw(self, advance):
-        prototypes, exist = self.memory.prototypes(advance=advance)
+    @rule()
+    def draw(self):
+        self.memory.prototypes()
+        self.draws += 1
+
+    @invariant()
+    def draws_what_the_model_may_draw(self):
+        prototypes, exist = self.memory.prototypes(advance=False)
         K = self.memory.support_size
+        assert prototypes.isfinite().all()
         for c, entries in enumerate(self.entries):
             assert bool(exist[c]) == bool(entries or self.centres[c] is not None)
             if len(entries) >= K:
@@ -81,7 +87,6 @@ class MemoryMachine(RuleBasedStateMachine):
                 self.assert_row(prototypes[c], self.centres[c])
             elif entries:
                 self.assert_row(prototypes[c], sum(entries) / len(entries))
-        self.draws += advance
 
     def assert_row(self, row, *numbers):
         """The row of one of the numbers, within rounding of a number that was stored in half precision."""
@@ -152,6 +157,7 @@ class MemoryMachine(RuleBasedStateMachine):
             shown = newest[of_class][labels[of_class] == c].tolist()
             assert shown == [[number, -number] for number in reversed(entries)]
         centroids, exist = self.memory.centroids()
+        assert centroids.isfinite().all()
         for c, entries in enumerate(self.entries):
             expected = sum(entries) / len(entries) if entries else None
             if len(entries) < self.memory.support_size and self.centres[c] is not None:
@@ -217,6 +223,10 @@ class SamplerMachine(RuleBasedStateMachine):
         if not (epoch == self.epoch and under_way):
             self.begin(epoch)
 
+    @rule()
+    def set_epoch_again(self):
+        self.set_epoch(self.epoch)
+
     @rule(epoch=st.integers(0, EPOCHS - 1), scores=SCORES, missing=st.sets(st.integers(0, n - 1)))
     def set_epoch_with_scores(self, epoch, scores, missing):
         scores = torch.tensor(scores, dtype=torch.float64)
@@ -249,6 +259,11 @@ class SamplerMachine(RuleBasedStateMachine):
         self.taken, self.finished, self.resume_at = min(start, len(self.expected)), False, None
         self.take(count)
 
+    @rule()
+    def look(self):
+        """Loaders make iterators that they never use."""
+        iter(self.sampler), iter(self.sampler)
+
     @precondition(lambda self: self.iterator is not None and not self.finished)
     @rule(count=st.integers(1, 9))
     def go_on(self, count):
@@ -266,7 +281,7 @@ class SamplerMachine(RuleBasedStateMachine):
     @rule()
     def save(self):
         model = (self.scores, self.of_epoch, self.epoch, self.seed)
-        self.saved = through_a_file(self.sampler.state_dict()), model, self.position
+        self.saved = self.sampler.state_dict(), model, self.position  # which must not change with the sampler
 
     @precondition(lambda self: self.saved is not None)
     @rule(new=st.booleans())
@@ -274,9 +289,15 @@ class SamplerMachine(RuleBasedStateMachine):
         state, (self.scores, self.of_epoch, self.epoch, self.seed), position = self.saved
         if new:
             self.sampler, self.set = self.new(7), False
-        self.sampler.load_state_dict(state)
+        self.sampler.load_state_dict(through_a_file(state))
         self.forget_iterators()
         self.resume_at = position
+
+    @rule()
+    def interrupt(self):
+        """The training is stopped and goes on in another process."""
+        self.save()
+        self.load(new=True)
 
     @rule(how=st.sampled_from(COPIES))
     def copy(self, how):
@@ -294,5 +315,5 @@ class SamplerMachine(RuleBasedStateMachine):
 @pytest.mark.parametrize("machine", [MemoryMachine, SamplerMachine])
 def test_any_sequence_of_calls(machine):
     case = machine.TestCase
-    case.settings = settings(max_examples=40, stateful_step_count=25, deadline=None, derandomize=True)
+    case.settings = settings(stateful_step_count=25)
     case("runTest").runTest()
