@@ -6,6 +6,7 @@ import functools
 import io
 import pickle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ import torch
 import torch.distributed.checkpoint
 from torch._subclasses import FakeTensorMode
 
-from spcl_loss import PrototypeMemory, SupervisedPrototypicalContrastiveLoss, supervised_prototypical_contrastive_loss
+from spcl_loss import PrototypeMemory, SupervisedPrototypicalContrastiveLoss
+from spcl_loss import supervised_prototypical_contrastive_loss as spcl
 from spcl_loss._checks import check_any_class
 from support import oracle
+from support.messages import says
 from support.same import assert_same_state, through_a_file
 
 C, D = 4, 6
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
 
 
 def module(**options):
@@ -39,9 +43,23 @@ def trained(**options):
 
 
 def through_state_dict(criterion):
-    restored = module(seed=99)
+    restored = module(seed=99, class_weights=torch.ones(C))
     restored.load_state_dict(through_a_file(criterion.state_dict()))
     return restored
+
+
+def through_distributed_checkpoint(criterion):
+    restored = module(seed=99, class_weights=torch.ones(C))
+    state = restored.state_dict()
+    with TemporaryDirectory() as folder:
+        torch.distributed.checkpoint.save(criterion.state_dict(), checkpoint_id=folder)
+        torch.distributed.checkpoint.load(state, checkpoint_id=folder)
+    restored.load_state_dict(state)
+    return restored
+
+
+def through_pickle(part):
+    return pickle.loads(pickle.dumps(part))
 
 
 class TestForward:
@@ -85,7 +103,7 @@ class TestForward:
         embeddings, labels = batch(9)
         centroids, exist = criterion.memory.centroids()
         value = criterion(embeddings, labels, update_memory=update_memory)
-        expected = supervised_prototypical_contrastive_loss(embeddings, labels, centroids, prototype_mask=exist)
+        expected = spcl(embeddings, labels, centroids, prototype_mask=exist)
         assert torch.equal(value, expected)
         assert torch.equal(value, criterion(embeddings, labels))
         assert_same_state(criterion, before)
@@ -158,37 +176,6 @@ class TestForward:
         criterion.eval()(embeddings, labels, update_memory=True)
         before.memory.update(embeddings, labels)
         assert torch.equal(criterion.memory.queue, before.memory.queue)
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"temperature": 0.3},
-            {"similarity": "cosine"},
-            {"positives": "outside"},
-            {"contrast": "negatives"},
-            {"contrast": "class_balanced"},
-            {"easy_threshold": 1.5},
-            {"prototype_anchors": True},
-            {"class_weights": torch.tensor([1.0, 2.0, 3.0, 4.0])},
-            {"reduction": "sum"},
-            {"reduction": "none"},
-            {"ignore_index": 1},
-        ],
-        ids=str,
-    )
-    def test_options_reach_the_function(self, options):
-        criterion, (embeddings, labels) = trained(**options), batch(9)
-        prototypes, exist = copy.deepcopy(criterion).memory.prototypes()
-        weight = torch.linspace(0.5, 2, len(labels))
-        expected, default = (
-            supervised_prototypical_contrastive_loss(
-                embeddings, labels, prototypes, prototype_mask=exist, sample_weight=weight, **settings
-            )
-            for settings in (options, {})
-        )
-        value = criterion(embeddings, labels, sample_weight=weight)
-        assert torch.equal(value, expected)
-        assert not torch.equal(value, default)
 
     @pytest.mark.parametrize("impl", ["dense", "strips"])
     def test_a_poisoned_step_in_which_no_anchor_counts_has_a_nan_loss_too(self, impl):
@@ -315,27 +302,13 @@ class TestPrediction:
         criterion.memory.update(embeddings, labels)
         assert torch.equal(compiled(embeddings), criterion.predict(embeddings))
 
-    @pytest.mark.parametrize("options", [{"similarity": "dot"}, {"temperature": 0.0}])
-    def test_options_are_checked(self, options):
-        criterion = trained()
-        for name, value in options.items():
-            setattr(criterion, name, value)
-        with pytest.raises(ValueError, match=next(iter(options))):
-            criterion.predict(batch(9)[0])
-
-    @pytest.mark.parametrize("method", ["predict", "logits"])
-    def test_another_width_names_the_embedding_dim(self, method):
-        with pytest.raises(ValueError, match=r"embedding_dim=6; received \(3, 5\)"):
-            getattr(trained(), method)(torch.ones(3, 5))
-
 
 class TestState:
     @pytest.mark.parametrize("known", [True, False], ids=["known weights", "weights on meta"])
     def test_meta_initialisation(self, known):
-        weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
-        criterion = trained(class_weights=weights)
+        criterion = trained(class_weights=WEIGHTS)
         with torch.device("meta"):
-            other = module(class_weights=weights if known else torch.ones(C))
+            other = module(class_weights=WEIGHTS if known else torch.ones(C))
         with contextlib.nullcontext() if known else pytest.warns(UserWarning, match="class_weights"):
             other.to_empty(device="cpu")
         state = criterion.state_dict()
@@ -361,21 +334,18 @@ class TestState:
         assert weights.tolist() == [1] * C
         assert not criterion.class_weights.requires_grad
 
-    def test_class_weights_are_saved(self):
-        criterion = trained(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]))
-        other = module(class_weights=torch.ones(C))
-        other.load_state_dict(criterion.state_dict())
-        assert torch.equal(other(*batch(9)), criterion(*batch(9)))
-
     def test_reset_parameters_restores_what_the_constructor_sets(self):
-        options = {"class_weights": torch.tensor([1.0, 2.0, 3.0, 4.0]), "seed": 5}
-        criterion, new = trained(**options), module(**copy.deepcopy(options))
+        criterion, new = trained(class_weights=WEIGHTS, seed=5), module(class_weights=WEIGHTS, seed=5)
         criterion.class_weights.zero_()
         criterion.memory.seed.zero_()
         criterion.reset_parameters()
         assert_same_state(criterion, new)
         for seed in range(3):
             assert torch.equal(criterion(*batch(seed)), new(*batch(seed)))
+        without = module()
+        without.class_weights = WEIGHTS
+        without.reset_parameters()
+        assert without.class_weights is None
 
     def test_copies_keep_the_process_group_and_pickles_say_that_they_do_not(self):
         store = torch.distributed.HashStore()
@@ -406,36 +376,26 @@ class TestState:
         finally:
             torch.distributed.destroy_process_group()
 
+    @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # of torch 2.6, by its own code
+    @pytest.mark.filterwarnings("ignore:torch.distributed is .*uninitialized")  # one process, which is what is meant
     @pytest.mark.parametrize(
-        "copied", [through_state_dict, copy.deepcopy, lambda criterion: pickle.loads(pickle.dumps(criterion))]
+        "copied", [through_state_dict, through_distributed_checkpoint, copy.deepcopy, through_pickle]
     )
     def test_a_copy_continues_bit_identically(self, copied):
-        criterion = trained(seed=5)
+        criterion = trained(seed=5, class_weights=WEIGHTS)
         other = copied(criterion)
         for seed in range(20, 25):
             ours, theirs = (oracle.value_and_gradients(each, *batch(seed)) for each in (criterion, other))
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert_same_state(criterion, other)
 
-    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, through_pickle])
     def test_a_copy_of_a_compiled_loss_does_not_run_the_original(self, copied):
         criterion = trained()
         criterion.compile(backend="eager")
         other = copied(criterion)
         other.temperature = 1.0
         assert torch.equal(other(*batch(9)), trained(temperature=1.0)(*batch(9)))
-
-    @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # of torch 2.6, by its own code
-    @pytest.mark.filterwarnings("ignore:torch.distributed is .*uninitialized")  # one process, which is what is meant
-    def test_distributed_checkpoints(self, tmp_path):
-        criterion = trained(class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]), seed=5)
-        torch.distributed.checkpoint.save(criterion.state_dict(), checkpoint_id=tmp_path)
-        other = module(class_weights=torch.ones(C))
-        state = other.state_dict()
-        torch.distributed.checkpoint.load(state, checkpoint_id=tmp_path)
-        other.load_state_dict(state)
-        assert_same_state(other, criterion)
-        assert torch.equal(other(*batch(9)), criterion(*batch(9)))
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
     def test_converted_modules_go_on(self, dtype):
@@ -446,10 +406,6 @@ class TestState:
         assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert value.isfinite()
         assert torch.equal(criterion.memory.counts, (counts + labels.bincount(minlength=C)).clamp(max=8))
-
-    def test_a_memory_can_be_handed_in(self):
-        memory = trained().memory
-        assert module(memory=memory).memory is memory
 
     def test_what_the_dtype_of_the_memory_cannot_hold_stays_out(self):
         memory = PrototypeMemory(2, D, queue_size=4, support_size=1, dtype=torch.float16)
@@ -463,64 +419,101 @@ class TestState:
         assert not list(module().parameters())
 
 
-BAD_CONSTRUCTION = {
-    "memory of another width": (ValueError, "6", "5", {"memory": PrototypeMemory(C, 5)}),
-    "memory of other classes": (ValueError, "4", "9", {"memory": PrototypeMemory(9, D)}),
-    "memory with another ignore_index": (ValueError, "=-100", "7", {"memory": PrototypeMemory(C, D, ignore_index=7)}),
-    "memory of another type": (TypeError, "PrototypeMemory", "int", {"memory": 3}),
-    "temperature": (ValueError, "above 1e-06", "-1", {"temperature": -1.0}),
-    "similarity": (ValueError, "cosine", "dot", {"similarity": "dot"}),
-    "class weights": (
-        ValueError,
-        "Pass as many entries as there are classes",
-        "(2,)",
-        {"class_weights": torch.ones(2)},
-    ),
-    "support size": (ValueError, "queue_size", "9", {"support_size": 9}),
+BAD_MEMORY = {
+    "of another width": (ValueError, "embedding_dim=6...5", PrototypeMemory(C, 5)),
+    "of other classes": (ValueError, "num_classes=4...9", PrototypeMemory(9, D)),
+    "with another ignore_index": (ValueError, "=-100...7", PrototypeMemory(C, D, ignore_index=7)),
+    "of another type": (TypeError, "PrototypeMemory...int", 3),
+    "none": (TypeError, "NoneType...Build one with PrototypeMemory(4, 6)", None),
 }
 
 
-@pytest.mark.parametrize("case", BAD_CONSTRUCTION)
-def test_bad_settings_are_named_at_construction(case):
-    error, expected, received, options = BAD_CONSTRUCTION[case]
-    with pytest.raises(error) as caught:
-        module(**options)
-    assert expected in str(caught.value)
-    assert received in str(caught.value)
+@pytest.mark.parametrize("case", BAD_MEMORY)
+def test_a_memory_that_does_not_fit_is_refused(case):
+    error, message, memory = BAD_MEMORY[case]
+    criterion = trained()
+    before = copy.deepcopy(criterion)
+    with pytest.raises(error, match=says(message)):
+        criterion.memory = memory
+    assert_same_state(criterion, before)
+    if memory is not None:
+        with pytest.raises(error, match=says(message)):
+            module(memory=memory)
+
+
+def test_a_memory_can_be_handed_in_and_set():
+    memory, criterion = PrototypeMemory(C, D), trained()
+    assert module(memory=memory).memory is memory
+    criterion.memory = memory
+    assert criterion.memory is memory
 
 
 @pytest.mark.parametrize(
-    ("embeddings", "labels"),
-    [(torch.ones(3, 5), [0, 1, 2]), (torch.ones(3, D), [0, 1, 9]), (torch.ones(3, D), [0, 1])],
-    ids=["width", "label", "length"],
+    ("message", "options"),
+    [
+        ("above 1e-06...-1", {"temperature": -1.0}),
+        ("cosine...dot", {"similarity": "dot"}),
+        ("(2,)...Pass as many entries as there are classes", {"class_weights": torch.ones(2)}),
+    ],
 )
-def test_a_rejected_batch_changes_no_state(embeddings, labels):
-    criterion = trained()
-    before = copy.deepcopy(criterion)
-    with pytest.raises(ValueError, match="must"):
-        criterion(embeddings, torch.tensor(labels))
-    assert_same_state(criterion, before)
+def test_bad_settings_are_named_at_construction(message, options):
+    with pytest.raises(ValueError, match=says(message)):
+        module(**options)
 
 
-OPTIONS = {
-    "temperature": 0.3, "similarity": "cosine", "positives": "outside", "contrast": "negatives", "easy_threshold": 1.5,
-    "prototype_anchors": True, "class_weights": torch.tensor([1.0, 2.0, 3.0, 4.0]), "reduction": "sum",
-    "ignore_index": 1, "impl": "strips",
+X, Y, TO_META = torch.ones(3, D), torch.tensor([0, 1, 2]), "the loss...with .to('meta')"
+BAD_CALLS = {  # what the message says, embeddings, labels, options
+    "width": ("(N, 6), since embedding_dim=6; received (3, 5)", torch.ones(3, 5), torch.tensor([0, 1, 9]), {}),
+    "label": ("labels must be classes from 0 on, below 4...received 9", X, torch.tensor([0, 1, 9]), {}),
+    "length": ("labels must have shape (3,); received (2,)", X, Y[:2], {}),
+    "another device": (f"memory, cpu; received meta...{TO_META}", X.to("meta"), Y.to("meta"), {}),
+    "another device beside learned prototypes": (
+        f"memory, cpu; received meta...{TO_META}", X.to("meta"), Y.to("meta"),
+        {"prototypes": torch.ones(C, D).to("meta")},
+    ),
+    "too few prototypes": ("shape (4, 6); received (3, 6)", X, Y, {"prototypes": torch.ones(3, D)}),
+    "too many prototypes": ("shape (4, 6); received (5, 6)", X, Y, {"prototypes": torch.ones(5, D)}),
+    "update_memory": ("update_memory must be True or False; received 'no'", X, Y, {"update_memory": "no"}),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_that_is_set_is_that_of_the_constructor(name):
-    value = OPTIONS[name]
-    changed, built = module(), module(**{name: value})
-    setattr(changed, name, value)
-    assert getattr(changed, name) is value
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_a_refused_batch_changes_no_state(case):
+    message, embeddings, labels, options = BAD_CALLS[case]
+    criterion = trained(class_weights=torch.ones(C))
+    before = copy.deepcopy(criterion)
+    with pytest.raises(TypeError if case == "update_memory" else ValueError, match=says(message)):
+        criterion(embeddings, labels, **options)
+    for call in (criterion.logits, criterion.predict) if case in ("width", "another device") else ():
+        with pytest.raises(ValueError, match=says(message)):
+            call(embeddings)
+    assert_same_state(criterion, before)
+
+
+OPTIONS = [
+    ("temperature", 0.3), ("similarity", "cosine"), ("positives", "outside"), ("contrast", "negatives"),
+    ("contrast", "class_balanced"), ("easy_threshold", 1.5), ("prototype_anchors", True), ("class_weights", WEIGHTS),
+    ("reduction", "sum"), ("reduction", "none"), ("ignore_index", 1), ("impl", "strips"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_an_option_of_the_constructor_or_set_later_reaches_the_function(name, option):
+    changed, built = module(), module(**{name: option})
+    setattr(changed, name, option)
+    assert getattr(changed, name) is option
     assert repr(changed) == repr(built)
-    if name != "class_weights":
-        assert f"{name}={value!r}" in repr(changed)
+    assert f"{name}={option!r}" in repr(changed) or name == "class_weights"
+    weight = torch.linspace(0.5, 2, 10)
     for seed in range(3):
-        assert torch.equal(changed(*batch(seed)), built(*batch(seed)))
+        embeddings, labels = batch(seed)
+        prototypes, exist = built.memory.prototypes(advance=False)
+        equation = functools.partial(spcl, embeddings, labels, prototypes, prototype_mask=exist, sample_weight=weight)
+        value = built(embeddings, labels, sample_weight=weight)
+        assert torch.equal(value, equation(**{name: option}))
+        assert torch.equal(value, changed(embeddings, labels, sample_weight=weight))
         assert_same_state(changed, built)
+    assert name == "impl" or not torch.equal(value, equation())
 
 
 @pytest.mark.parametrize(
@@ -549,27 +542,6 @@ def test_other_attributes_are_left_to_their_owners():
     assert set(dict(criterion.named_parameters())) == {"projection.weight", "projection.bias"}
 
 
-@pytest.mark.parametrize("case", [case for case in BAD_CONSTRUCTION if case.startswith("memory")])
-def test_a_memory_that_does_not_fit_cannot_be_set(case):
-    error, expected, received, options = BAD_CONSTRUCTION[case]
-    criterion = trained()
-    before = copy.deepcopy(criterion)
-    with pytest.raises(error) as caught:
-        criterion.memory = options["memory"]
-    assert expected in str(caught.value)
-    assert received in str(caught.value)
-    assert_same_state(criterion, before)
-    with pytest.raises(TypeError, match=r"NoneType.*Build one with PrototypeMemory\(4, 6\)"):
-        criterion.memory = None
-    criterion.memory = PrototypeMemory(C, D)
-    assert criterion.memory.counts.tolist() == [0] * C
-
-
-def test_update_memory_is_a_bool():
-    with pytest.raises(TypeError, match="update_memory must be True or False; received 'no'"):
-        trained()(*batch(9), update_memory="no")
-
-
 @pytest.mark.parametrize("label", [-7, C])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_compiled_graph_asserts_that_labels_are_classes(label, training):
@@ -590,8 +562,9 @@ def test_an_option_is_checked_when_it_is_next_used(name, value):
     criterion = trained()
     before = copy.deepcopy(criterion)
     setattr(criterion, name, value)
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        criterion(*batch(9))
+    for call in (lambda: criterion(*batch(9)), lambda: criterion.predict(batch(9)[0])):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            call()
     assert_same_state(criterion, before)
 
 
@@ -611,31 +584,6 @@ def test_a_scheduled_temperature_compiles_twice():
         ours = oracle.value_and_gradients(compiled, *batch(step))
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
     assert len(graphs) == 2
-
-
-@pytest.mark.parametrize("rows", [C - 1, C + 1, C + 5])
-def test_learned_prototypes_are_one_per_class_of_the_memory(rows):
-    criterion, (embeddings, labels) = trained(), batch(9)
-    before = copy.deepcopy(criterion)
-    with pytest.raises(ValueError, match=rf"prototypes must have shape \({C}, {D}\); received \({rows}, {D}\)"):
-        criterion(embeddings, labels.clamp_max(rows - 1), prototypes=torch.randn(rows, D))
-    assert_same_state(criterion, before)
-
-
-@pytest.mark.parametrize("options", [{}, {"prototypes": torch.ones(C, D, device="meta")}], ids=["drawn", "learned"])
-def test_another_device_is_that_of_the_embeddings(options):
-    criterion = trained(class_weights=torch.ones(C))
-    embeddings, labels = (tensor.to("meta") for tensor in batch(9))
-    message = r"embeddings must be on the device of the memory, cpu; received meta.*the loss .* with \.to\('meta'\)"
-    with pytest.raises(ValueError, match=message):
-        criterion(embeddings, labels, **options)
-    with pytest.raises(ValueError, match=message):
-        criterion.logits(embeddings)
-
-
-def test_the_embedding_dim_is_named_before_anything_else():
-    with pytest.raises(ValueError, match=r"embeddings must have shape \(N, 6\), since embedding_dim=6"):
-        trained()(torch.ones(3, 5), torch.tensor([0, 1, 9]))
 
 
 @pytest.mark.parametrize(
@@ -665,13 +613,6 @@ def test_a_gpu_is_not_waited_for(monkeypatch):
     ((device, message),) = asserted
     assert device == torch.device("cuda:0")
     assert "empty" in message
-
-
-def test_reset_parameters_removes_class_weights_that_the_constructor_did_not_get():
-    criterion = module()
-    criterion.class_weights = torch.ones(C)
-    criterion.reset_parameters()
-    assert criterion.class_weights is None
 
 
 def test_a_pickle_that_says_nothing_of_a_group_loads_without_a_warning():
