@@ -4,11 +4,6 @@ import csv
 import json
 import math
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,8 +21,6 @@ from erc.folder import RunFolder, read_checkpoint
 from erc.settings import HEADS, OBJECTIVES, Settings
 from erc_predict import Classifier
 from spcl_loss import METHODS, supervised_prototypical_contrastive_loss
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def files(folder):
@@ -224,41 +217,6 @@ def test_a_checkpoint_broken_off_leaves_the_one_before_a_spoilt_one_is_named(enc
         with pytest.raises(InputError, match=r"checkpoint-0000-0000004\.pt .* begin anew with --overwrite"):
             train.train(settings, erc_tiny.corpus(), folder, resume=True)
     newest.write_bytes(content)
-    train.train(settings, erc_tiny.corpus(), folder, resume=True)
-    assert files(folder) == FINISHED
-    assert_same(outcome(whole), outcome(folder))
-
-
-SCRIPT = """
-import sys; sys.path[:0] = ["tests/examples", "examples"]
-import erc_tiny
-from erc import train
-encoder, folder = sys.argv[1:]
-train.CHECKPOINT_EVERY = 2
-train.train(erc_tiny.settings(encoder), erc_tiny.corpus(), folder, resume=True)
-"""
-
-
-def kill_after(checkpoint, encoder, folder, seconds):
-    """Starts or continues a run in a process of its own, and kills it some time after it has written a checkpoint."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, encoder, str(folder)], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 300
-        while not (folder / checkpoint).exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(seconds)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-
-
-@pytest.mark.usefixtures("quick_figures")
-def test_a_killed_run_ends_as_if_nothing_had_been(encoder, finished, tmp_path):
-    settings, whole, _ = finished
-    folder = tmp_path / "run"
-    kill_after("checkpoint-0001-0000002.pt", encoder, folder, seconds=random.Random(0).uniform(0, 0.03))
-    assert not (folder / "result.json").exists()
     train.train(settings, erc_tiny.corpus(), folder, resume=True)
     assert files(folder) == FINISHED
     assert_same(outcome(whole), outcome(folder))

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -117,41 +116,12 @@ def test_a_slow_download_is_waited_for(server, tmp_path):
     assert (tmp_path / "slow").read_bytes() == b"0123456789"
 
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="tests/accidents.py needs Linux")
-
-
-@linux
+@pytest.mark.skipif(sys.platform != "linux", reason="tests/accidents.py needs Linux")
 def test_accidents_are_survived():
     """A few of those of `make faults`, in a process of its own, which forks."""
     import accidents
 
-    command = [sys.executable, accidents.__file__, "--kills", "3", "--erc-kills", "0", "--tries", "1"]
+    command = [sys.executable, accidents.__file__, "--kills", "3", "--erc-kills", "2", "--tries", "1"]
     said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert said.returncode == 0, said.stdout + said.stderr
-    assert [line.split(":")[0] for line in said.stdout.splitlines()] == list(accidents.ACCIDENTS)[:-1]
-
-
-@linux
-def test_a_training_that_fails_is_no_kill(tmp_path):
-    """In a process of its own, which forks."""
-    import accidents
-
-    program = f"""
-import accidents, pathlib
-def train(rank, ranks, folder):
-    raise OSError("no such disk")
-accidents.is_killed(train, 1, pathlib.Path({str(tmp_path / "run")!r}), changes=10**9, seconds=0)
-"""
-    tests = Path(accidents.__file__).parent
-    said = subprocess.run([sys.executable, "-c", program], cwd=tests, capture_output=True, text=True)
-    assert said.returncode == 1
-    assert "RuntimeError" in said.stderr and "OSError: no such disk" in said.stderr
-
-
-@linux
-def test_an_accident_that_does_not_exist_is_refused(capsys):
-    import accidents
-
-    with pytest.raises(SystemExit):
-        accidents.main(["--only", "typo"])
-    assert "invalid choice: 'typo'" in capsys.readouterr().err
+    assert [line.split(":")[0] for line in said.stdout.splitlines()] == list(accidents.ACCIDENTS)
