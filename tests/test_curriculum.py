@@ -216,6 +216,14 @@ class TestScores:
             assert len(curriculum._observed) < 1024
         assert (curriculum.difficulty == 0).all()
 
+    def test_a_saved_state_does_not_change_with_the_sampler(self):
+        curriculum = sampler()
+        state, expected = curriculum.state_dict(), curriculum.keep_probability(1)
+        observe_all(curriculum)
+        curriculum.load_state_dict(state)
+        curriculum.set_epoch(1)
+        assert torch.equal(curriculum.keep_probability(), expected)
+
 
 class TestResume:
     @pytest.mark.parametrize("shuffle", [True, False])

@@ -46,6 +46,15 @@ class TestQueues:
         memory.update(torch.randn(9, 4), torch.arange(9) % 3)
         assert torch.equal(entries, before)
 
+    def test_one_batch_equals_its_rows_one_by_one(self):
+        embeddings, labels = torch.randn(20, 3), torch.arange(20) % 2
+        at_once = PrototypeMemory(2, 3, queue_size=4, support_size=2)
+        at_once.update(embeddings, labels)
+        one_by_one = PrototypeMemory(2, 3, queue_size=4, support_size=2)
+        for i in range(20):
+            one_by_one.update(embeddings[i : i + 1], labels[i : i + 1])
+        assert_same_state(at_once, one_by_one)
+
     def test_entries_carry_no_graph(self):
         memory = filled()
         memory.update(torch.randn(2, 12, requires_grad=True), torch.tensor([0, 1]))
