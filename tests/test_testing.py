@@ -28,6 +28,10 @@ class Learned(torch.nn.Module):
         )
 
 
+def compiled():
+    return torch.compile(gathered(), backend="aot_eager", fullgraph=True)
+
+
 class WrongGradients(torch.nn.Module):
     """The right value. The gradients of the encoder and of two parameters are multiples of the right ones."""
 
@@ -97,6 +101,7 @@ def test_right_losses_pass():
     with torch.device("cuda:7"):
         check(FromAScriptWithADefaultDevice())
     check(Learned, batch_sizes=[(2, 0, 5), (3, 4, 1)])
+    check(compiled, batch_sizes=[(4, 4), (4, 4)])
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,8 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         if not several_ranks(options):
             return batch
         settings = {"training": self.training, "support_size": memory.support_size, "queue_size": memory.queue_size}
-        state = {"draw counter": memory.draws} | ({"seed": memory.seed} if drawn else {})
+        # Not by `|`: torch 2.6 cannot trace it.
+        state = {"draw counter": memory.draws, **({"seed": memory.seed} if drawn else {})}
         return gather_batch(batch, options, settings, state)
 
     def diagnostics(self, embeddings: Tensor, labels: Tensor, *, prototypes: Tensor | None = None) -> dict[str, Tensor]:
