@@ -114,8 +114,9 @@ class CurriculumCallback(TrainerCallback):
 
 def newest_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint. `curriculum.pt` is its last file: a kill while saving leaves a folder without it."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/curriculum.pt")]
-    return str(max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if whole else None
+    numbers = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*/curriculum.pt")]
+    steps = [int(number) for number in numbers if number.isdecimal()]  # another may be a copy that someone keeps
+    return str(folder / f"checkpoint-{max(steps)}") if steps else None
 
 
 def train(folder: Path) -> tuple[SentenceTransformer, SupervisedPrototypicalContrastiveLoss]:

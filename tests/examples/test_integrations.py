@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -110,6 +111,8 @@ def test_a_kill_while_a_trainer_saves_leaves_the_checkpoint_before(name, during,
         patch.setattr(torch, "save", killed)
         with pytest.raises(integration_run.Interrupted):
             example.train(tmp_path / "killed")
+    kept = tmp_path / "killed" / f"checkpoint-{SAVE_EVERY}-kept"  # a copy by hand is none of the trainer's
+    shutil.copytree(tmp_path / "killed" / f"checkpoint-{SAVE_EVERY}", kept)
     for actual, wanted in zip(example.train(tmp_path / "killed"), expected, strict=True):
         torch.testing.assert_close(actual.state_dict(), wanted.state_dict(), rtol=0, atol=0)
 
