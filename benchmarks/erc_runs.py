@@ -191,7 +191,8 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
         if runs is base or not seeds:
             continue
         names = [[name_of(side[seed]) for seed in seeds] for side in (runs, base)]
-        found, on_dev = (f1_of_heads(kept, where[0], names, scored) for scored in (of, "dev"))
+        found = f1_of_heads(kept, where[0], names, of)
+        on_dev = found if of == "dev" else f1_of_heads(kept, where[0], names, "dev")
         best, best_in_draws = (scores.argmax(-1) for scores in on_dev["weighted"])
         every = {head: (np.full(2, i), np.full(best_in_draws.shape, i)) for i, head in enumerate(KEPT)}
         every[f"{BEST}: {' / '.join(KEPT[i] for i in best)}"] = best, best_in_draws
