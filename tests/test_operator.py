@@ -237,36 +237,38 @@ def test_torch_func_transforms_of_strips_say_what_to_do():
         torch.func.grad(lambda z: spcl(z, torch.arange(9) % 3, impl="strips"))(torch.randn(9, 8))
 
 
-class _ProductsOfGpu:
-    """What `widening_product` does with half precision operands on a simulated GPU."""
+def products_on_a_gpu(monkeypatch, dtype, capability=(9, 0), hip=None, fp16_accumulation=False):
+    """Overloads and operand dtypes of one `widening_product` and one `accumulate` on a simulated GPU."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_fp16_accumulation=fp16_accumulation))
+    products = []
 
-    def __init__(self, monkeypatch, capability=(9, 0), hip=None, fp16_accumulation=False):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(torch.version, "hip", hip)
-        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_fp16_accumulation=fp16_accumulation))
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "mm" in function.name():
+                products.append((function.name().removeprefix("aten::"), args[1].dtype))
+            kwargs = kwargs or {}
+            # PyTorch 2.8 to 2.12 cannot trace addmm.dtype_out.
+            return kwargs["out"] if "out" in kwargs else function(*args, **kwargs)
 
-    def dtype_of_operands(self, dtype):
-        seen = []
-
-        class Watch(TorchDispatchMode):
-            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                if "mm" in function.name():
-                    seen.append(args[0].dtype)
-                return function(*args, **(kwargs or {}))
-
-        with FakeTensorMode(), Watch():
-            operand = torch.empty(4, 8, dtype=dtype, device="cuda")
-            assert _numerics.widening_product(operand, operand.T).dtype == torch.float32
-        (operands,) = seen
-        return operands
+    with FakeTensorMode(), Watch():
+        operand = torch.empty(4, 8, dtype=dtype, device="cuda")
+        target = torch.empty(4, 4, device="cuda")
+        assert _numerics.widening_product(operand, operand.T).dtype == torch.float32
+        _numerics.accumulate(target, operand, operand.T)
+    return products
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_of_half_precision_are_widened_where_a_gpu_cannot(monkeypatch, dtype):
+    widened = [("mm", torch.float32), ("addmm_", torch.float32)]
     able = hasattr(torch.ops.aten.mm, "dtype")  # since PyTorch 2.8
-    assert _ProductsOfGpu(monkeypatch).dtype_of_operands(dtype) == (dtype if able else torch.float32)
+    # Neither writes a float32 copy: the sum is taken into the target.
+    expected = [("mm.dtype", dtype), ("addmm.dtype_out", dtype)] if able else widened
+    assert products_on_a_gpu(monkeypatch, dtype) == expected
     for unable in ({"capability": (7, 5)}, {"hip": "6.4"}, {"fp16_accumulation": True}):
-        assert _ProductsOfGpu(monkeypatch, **unable).dtype_of_operands(dtype) == torch.float32
+        assert products_on_a_gpu(monkeypatch, dtype, **unable) == widened
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -165,10 +165,10 @@ def widening_product(left: Tensor, right: Tensor) -> Tensor:
 
 def accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
     """Adds left @ right to the target, which has the dtype of such a product."""
-    if left.dtype == target.dtype:
-        target.addmm_(left, right)
+    if is_half(left.dtype) and _gives_float32(left.device):
+        torch.addmm(target, left, right, out_dtype=torch.float32, out=target)
     else:
-        target += widening_product(left, right)
+        target.addmm_(left.to(target.dtype), right.to(target.dtype))
 
 
 def _gives_float32(device: torch.device) -> bool:
