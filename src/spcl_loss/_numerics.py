@@ -165,10 +165,12 @@ def widening_product(left: Tensor, right: Tensor) -> Tensor:
 
 def accumulate(target: Tensor, left: Tensor, right: Tensor) -> None:
     """Adds left @ right to the target, which has the dtype of such a product."""
-    if is_half(left.dtype) and _gives_float32(left.device):
+    if not is_half(left.dtype):
+        target.addmm_(left, right)
+    elif _gives_float32(left.device) and torch.__version__ >= "2.10":  # before, the target had to be half too
         torch.addmm(target, left, right, out_dtype=torch.float32, out=target)
     else:
-        target.addmm_(left.to(target.dtype), right.to(target.dtype))
+        target += widening_product(left, right)
 
 
 def _gives_float32(device: torch.device) -> bool:
