@@ -243,7 +243,9 @@ class TestResume:
         whole.set_epoch(1)
         expected = list(whole)
         observe_all(whole)
+        foreseen = whole.keep_probability(2)
         whole.set_epoch(2)
+        assert torch.equal(whole.keep_probability(), foreseen)
 
         first.set_epoch(1)
         seen = take(iter(first), 20)

@@ -83,7 +83,10 @@ class TestQueues:
     def test_conversion_to_float16_saturates(self, fill):
         memory = PrototypeMemory(1, 2, queue_size=2, support_size=1)
         getattr(memory, fill)(torch.tensor([[1e6, -1e6]]), torch.tensor([0]))
-        assert memory.half().prototypes()[0].tolist() == memory.centroids()[0].tolist() == [[65504, -65504]]
+        loaded = PrototypeMemory(1, 2, queue_size=2, support_size=1, dtype=torch.float16)
+        loaded.load_state_dict(memory.state_dict())
+        for converted in (memory.half(), loaded):
+            assert converted.prototypes()[0].tolist() == converted.centroids()[0].tolist() == [[65504, -65504]]
 
 
 class TestDraws:

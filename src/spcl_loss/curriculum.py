@@ -193,9 +193,14 @@ class DifficultyCurriculumSampler(Sampler[int]):
             self._take_over_observations()
 
     def keep_probability(self, epoch: int | None = None) -> Tensor:
-        """(n,) float64: the keep probability of each sample in `epoch`. None for the present epoch, as it was drawn."""
-        settings = self._drawn.settings if epoch is None else self._settings(epoch)
-        return torch.from_numpy(keep_probability(settings, self._drawn.scores.numpy()))
+        """(n,) float64: the keep probability of each sample in `epoch`, if it began now.
+
+        None for the present epoch, as it was drawn.
+        """
+        settings, scores, _ = self._drawn
+        if epoch is not None:
+            settings, scores = self._settings(epoch), self.difficulty
+        return torch.from_numpy(keep_probability(settings, scores.numpy()))
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """Epoch, position, seed and scores: what `load_state_dict` needs to go on, also within an epoch.

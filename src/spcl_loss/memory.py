@@ -23,8 +23,8 @@ class PrototypeMemory(Restorable):
     random generators are neither read nor advanced.
 
     Sums are taken in float32 or better, whatever the dtype of the queues. A row stays out where it is not finite in
-    that dtype: a float16 queue refuses a row with an entry beyond 65504. Converting a filled memory to float16
-    saturates such entries.
+    that dtype: a float16 queue refuses a row with an entry beyond 65504. Converting a filled memory to float16, or
+    loading its state into one of float16, saturates such entries.
 
     Args:
         num_classes: C.
@@ -309,11 +309,19 @@ class PrototypeMemory(Restorable):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         dtype = self.queue.dtype
         super()._apply(fn, recurse)
-        if self.queue.dtype != dtype:  # what has become infinite in float16 would make every later loss NaN
-            self.queue.nan_to_num_()
-            self.fallback.nan_to_num_()
+        self._saturate(dtype)
         self._constants = self._new_constants()
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._saturate(getattr(state_dict.get(prefix + "queue"), "dtype", self.queue.dtype))
+
+    def _saturate(self, converted_from: torch.dtype) -> None:
+        """Makes finite what has become infinite in float16: it would make every later loss NaN."""
+        if self.queue.dtype != converted_from:
+            self.queue.nan_to_num_()
+            self.fallback.nan_to_num_()
 
     def _check_support_size(self, queue_size: int) -> None:
         check_size("support_size", self.support_size)
