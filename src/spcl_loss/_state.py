@@ -22,14 +22,11 @@ class Restorable(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name.startswith("_") or name in self._settings or hasattr(self, name)):
-            self._check_spelling(name)
+            # A new attribute that was surely meant to be a setting. Other names are the user's own business.
+            near = difflib.get_close_matches(name, self._settings, n=1, cutoff=0.85)
+            if near and f"_{near[0]}_" not in f"_{name}_":  # base_temperature is another name
+                raise AttributeError(f"{type(self).__name__} has no setting {name}. Did you mean {near[0]}?")
         super().__setattr__(name, value)
-
-    def _check_spelling(self, name: str) -> None:
-        """Raises where a new attribute was surely meant to be a setting. Other names are the user's own business."""
-        near = difflib.get_close_matches(name, self._settings, n=1, cutoff=0.85)
-        if near and f"_{near[0]}_" not in f"_{name}_":  # base_temperature is another name
-            raise AttributeError(f"{type(self).__name__} has no setting {name}. Did you mean {near[0]}?")
 
     def _restore_buffers(self) -> None:
         """Gives the module's own buffers the values that the constructor gives them."""

@@ -115,13 +115,14 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
         self.process_group, self.gather_distributed = process_group, gather_distributed
         self.impl = impl
         self._options().check()
+        self.register_buffer("class_weights", None)
+        self._constructor_weights = None
         if class_weights is not None:
             check_floating("class_weights", class_weights, (num_classes,))
-        self.register_buffer("class_weights", None if class_weights is None else class_weights.detach().clone())
-        self._built_on_meta = self._has_meta_buffers()
-        self._constructor_weights = None
-        if class_weights is not None:  # on the meta device there are no values to keep
+            self.class_weights = class_weights.detach().clone()
+            # On the meta device there are no values to keep.
             self._constructor_weights = [math.nan] * num_classes if class_weights.is_meta else class_weights.tolist()
+        self._built_on_meta = self._has_meta_buffers()
 
     def forward(
         self,

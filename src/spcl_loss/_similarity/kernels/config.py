@@ -38,30 +38,27 @@ class Tile(NamedTuple):
 
 
 # Chosen from the compiled code: no spilled registers, and on sm_90 two programs per multiprocessor, so that one
-# multiplies while the other finishes its tile. "steep" kernels serve scales whose exponentials overflow.
+# multiplies while the other finishes its tile. "steep": for scales whose exponentials overflow, where such
+# a kernel needs another tile.
 # architecture -> precision of the products -> kernel
 TILES: dict[str, dict[str, dict[str, Tile]]] = {
     "sm_80": {  # compute capability 8.x, and 12.x, which has no more shared memory: 99 KiB suffice
         "half": {
             "small": Tile(16, 64, 64, 4, 3, slice=64),
             "forward": Tile(128, 128, 32, 8, 3, 32),
-            "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
         },
         "tf32": {
             "small": Tile(16, 32, 32, 4, 3, slice=64),
             "forward": Tile(128, 128, 32, 8, 2, 32),
-            "forward_steep": Tile(128, 128, 32, 8, 2, 32),
             "backward": Tile(128, 128, 32, 8, 2, 32),
             "backward_steep": Tile(128, 128, 32, 8, 3, 16),
         },
         "ieee": {
             "small": Tile(16, 32, 32, 4, 3, slice=32),
             "forward": Tile(64, 64, 16, 8, 2, 32),
-            "forward_steep": Tile(64, 64, 16, 8, 2, 32),
             "backward": Tile(64, 64, 16, 8, 2, 32),
-            "backward_steep": Tile(64, 64, 16, 8, 2, 32),
         },
     },
     "sm_90": {
@@ -75,9 +72,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
         "tf32": {
             "small": Tile(16, 32, 32, 4, 3, slice=64),
             "forward": Tile(128, 128, 32, 8, 3, 32),
-            "forward_steep": Tile(128, 128, 32, 8, 3, 32),
             "backward": Tile(128, 128, 32, 8, 3, 32),
-            "backward_steep": Tile(128, 128, 32, 8, 3, 32),
         },
     },
     "sm_100": {
@@ -100,7 +95,7 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
 TILES["sm_90"]["ieee"] = TILES["sm_80"]["ieee"]
 TILES["sm_100"]["ieee"] = TILES["sm_80"]["ieee"] | {"small": Tile(16, 32, 32, 4, 2, slice=32)}
 # Small, so that ragged shapes of a few rows fill several tiles.
-_INTERPRETED = {name: Tile(16, 32, 16, 4, 1, part=16, slice=16) for name in TILES["sm_80"]["half"]}
+_INTERPRETED = dict.fromkeys(("small", "forward", "backward"), Tile(16, 32, 16, 4, 1, part=16, slice=16))
 TILES["interpreter"] = dict.fromkeys(("half", "tf32", "ieee"), _INTERPRETED)
 
 
@@ -173,7 +168,7 @@ def _allows_tf32() -> bool:
 
 def workspace_shape(num_rows: int, num_anchors: int, tile: Tile, product_dtype: torch.dtype) -> tuple[int, int]:
     """Height and breadth of the workspace of H, in whole tiles: all columns, as far as `WORKSPACE_BYTES` allow it."""
-    height = min(_round_up(num_anchors, tile.rows), _round_up(H_BAND_ROWS, tile.rows))
+    height = _round_up(min(num_anchors, H_BAND_ROWS), tile.rows)
     fitting = WORKSPACE_BYTES // product_dtype.itemsize // height // tile.columns
     return height, min(_round_up(num_rows, tile.columns), max(1, fitting) * tile.columns)
 

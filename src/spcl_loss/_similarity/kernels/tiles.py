@@ -153,9 +153,9 @@ def product_constants(tile: Tile, comparison: Comparison) -> dict[str, Any]:
 
 def tile_for(rows: Tensor, comparison: Comparison, kernel: str) -> Tile:
     """The tile of kernel "small", "forward" or "backward"."""
-    if kernel != "small" and comparison.scale > PLAIN_SCALE:
-        kernel += "_steep"
-    return config.TILES[config.architecture(rows.device)][config.precision(comparison.product_dtype)][kernel]
+    tiles = config.TILES[config.architecture(rows.device)][config.precision(comparison.product_dtype)]
+    steep = f"{kernel}_steep"
+    return tiles[steep if comparison.scale > PLAIN_SCALE and steep in tiles else kernel]
 
 
 def descriptors(rows: Tensor) -> bool:
