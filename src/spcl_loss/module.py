@@ -273,16 +273,9 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
                 )
             self.class_weights.copy_(torch.tensor(values, dtype=torch.float64, device=self.class_weights.device))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local: dict[str, Any],
-        strict: bool,
-        missing: list[str],
-        *rest: Any,
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local, strict, missing, *rest)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        _, _, missing, *_ = rest
         name, weights = prefix + "class_weights", self._constructor_weights
         if name in missing and weights is not None and not math.isnan(weights[0]):
             missing.remove(name)  # older state dicts have no class weights: those of the constructor stay
