@@ -237,12 +237,23 @@ class _Once:
         yield from self.blocks
 
 
+class _Widens:
+    """Has wider rows in the second pass."""
+
+    width = 2
+
+    def __iter__(self):
+        self.width += 1
+        yield torch.arange(4), torch.ones(4, self.width), torch.zeros(4, dtype=torch.int64)
+
+
 # Each case: the error, what its message says of the expected and of the received, and what causes it.
 BLOCKS = in_blocks(DRAWN, torch.tensor([0, 1, 0, 1]), 2)
 (ROWS, _, CLASSES), FIRST = BLOCKS[1], BLOCKS[0]
 BAD_BLOCKS = [
     (ValueError, "starts anew.*generator", {"blocks": (block for block in BLOCKS)}),
     (ValueError, "4 rows in the first.*0 in the second", {"blocks": _Once(BLOCKS)}),
+    (ValueError, r"\(N, 3\); received \(4, 4\)", {"blocks": _Widens()}),
     (ValueError, r"\(N, 3\).*\(2, 4\)", {"blocks": [FIRST, (ROWS, torch.ones(2, 4), CLASSES)]}),
     (ValueError, "at least 1.*0", {"blocks": [(ROWS, torch.ones(2, 0), CLASSES)]}),
     (ValueError, r"\(indices, embeddings, labels\).*2 items", {"blocks": [FIRST[1:]]}),

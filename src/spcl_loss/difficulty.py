@@ -246,6 +246,7 @@ class _ClassMeans:
 
     def difficulty(self, embeddings: Tensor, labels: Tensor, leave_one_out: bool) -> Tensor:
         """(N,) of rows with these labels, compared with the means."""
+        check_shape("embeddings", embeddings, ("N", self.sums.shape[1]))  # blocks may differ from those of `add`
         places = torch.searchsorted(self.classes, labels).clamp_max(self.classes.shape[0] - 1)
         places = torch.where(self.classes[places] == labels, places, 0) - 1  # row 0 becomes _NO_CLASS
         sums, sizes = self.sums[1:], self.sizes[1:]

@@ -61,13 +61,12 @@ def _with_places(comparison: Comparison, kept: Tensor, weights_dtype: torch.dtyp
 
     The new labels are places among the sorted ones: kernels compare 32 bits in one instruction.
     """
-    # Built anew here and below: compiled code of PyTorch 2.6 knows no `_replace`.
-    labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype = comparison
+    # Built anew here and below: compiled code of PyTorch 2.6 knows neither `_replace` nor slices of named tuples.
+    labels, _, scale, num_anchors, num_grads, with_sum, product_dtype = comparison
     ordered = labels.sort().values
     places = torch.searchsorted(ordered, labels, out_int32=True)
     class_sizes = torch.searchsorted(ordered, labels, right=True, out_int32=True) - places
-    if weights_dtype is not None:
-        log_weights = -class_sizes.to(weights_dtype).log()
+    log_weights = None if weights_dtype is None else -class_sizes.to(weights_dtype).log()
     labels = places.masked_fill(~kept, -1)
     return Comparison(labels, log_weights, scale, num_anchors, num_grads, with_sum, product_dtype), class_sizes
 
