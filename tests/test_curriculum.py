@@ -507,6 +507,19 @@ def test_bad_calls_name_expected_and_received_and_change_nothing(error, message,
     assert list(epochs(curriculum)) == list(epochs(untouched))
 
 
+def test_a_schedule_that_an_epoch_refuses_changes_nothing():
+    curriculum, untouched = sampler(), sampler()
+    other = DifficultyCurriculumSampler(torch.arange(101.0), num_epochs=4, seed=1)
+    curriculum.schedule = lambda epoch: torch.full((101,), 2.0)
+    with pytest.raises(ValueError, match="0 to 1"):
+        curriculum.set_epoch(1, other.difficulty)
+    with pytest.raises(ValueError, match="0 to 1"):
+        curriculum.load_state_dict(other.state_dict())
+    curriculum.schedule = "linear"
+    assert list(curriculum) == list(untouched)
+    assert list(epochs(curriculum)) == list(epochs(untouched))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scores_are_copied(dtype):
     scores = torch.rand(20, dtype=dtype)

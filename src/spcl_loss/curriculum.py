@@ -146,15 +146,15 @@ class DifficultyCurriculumSampler(Sampler[int]):
         Raises:
             TypeError, ValueError: the epoch, the scores or an attribute that was set do not fit.
         """
-        settings = self._settings(epoch)
-        self._counts_iterations = False
+        settings, scores = self._settings(epoch), self.difficulty
         if difficulty is not None:
-            check_floating("difficulty", difficulty, self._difficulty.shape)
-            scores = difficulty.detach().cpu().to(self._difficulty.dtype)
-            self._difficulty = torch.where(scores.isfinite(), scores, self.difficulty)
-        elif epoch == self.epoch and self._is_under_way() and (self._used() or settings == self._drawn.settings):
-            return
-        self._begin_epoch(settings, self.difficulty)
+            check_floating("difficulty", difficulty, scores.shape)
+            given = difficulty.detach().cpu().to(scores.dtype)
+            scores = torch.where(given.isfinite(), given, scores)
+        goes_on = difficulty is None and epoch == self.epoch and self._is_under_way()
+        if not (goes_on and (self._used() or settings == self._drawn.settings)):
+            self._begin_epoch(settings, scores)
+        self._difficulty, self._counts_iterations = scores, False
 
     def observe(
         self,
@@ -243,10 +243,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
         check_size("position", state["position"], minimum=0)
         check_size("seed", state["seed"], minimum=0)
         settings = self._settings(state["epoch"])._replace(seed=state["seed"])
-        self.seed, self._difficulty = state["seed"], difficulty
-        self._observed.clear()
         self._begin_epoch(settings, drawn_from)
-        self._resume_at = state["position"]
+        self.seed, self._difficulty, self._resume_at = state["seed"], difficulty, state["position"]
+        self._observed.clear()
         begun, present = state.get("settings", settings.recorded()), settings.recorded()  # older states do not say
         if begun != present and 0 < state["position"] < len(self) * settings.num_replicas:
             warnings.warn(
