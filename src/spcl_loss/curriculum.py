@@ -32,11 +32,9 @@ class DifficultyCurriculumSampler(Sampler[int]):
     random, anew in each epoch. A single sample is always kept. If nobody calls `set_epoch`, every iteration after the
     first counts as the next epoch, with a warning; the last epoch repeats.
 
-    To resume, save `state_dict()` after a training step. A new process loads it, calls ``set_epoch(sampler.epoch)``,
-    and goes on with the next sample. A loader that reads ahead (worker processes, Accelerate) takes more samples than
-    the training has used: save `state_dict(position=...)` with the number used. The state of torchdata's
-    StatefulDataLoader takes care of this. Every rank may load the state of any rank, also from a run with another
-    number of ranks.
+    To resume, load a `state_dict()` that was saved after a training step, and call ``set_epoch(sampler.epoch)``. The
+    sampler goes on with the next sample. Every rank may load the state of any rank, also from a run with another number
+    of ranks.
 
     Args:
         difficulty: (n,) floating and finite, for example from `prototype_difficulty`. Only the order matters.

@@ -46,9 +46,6 @@ def prototype_difficulty(
     and zero where all distances are zero. The pass is blockwise: it needs memory for one block and for the centres
     beyond the arguments and the result.
 
-    The paper's centres contain the sample itself. That favours small classes: the only sample of a class is its own
-    centre and has difficulty 0, even if the embeddings are pure noise. `leave_one_out` removes this bias.
-
     Args:
         embeddings: (n, D) floating, of the whole training set, not normalised.
         labels: (n,) integer classes, or `ignore_index`.
@@ -57,7 +54,8 @@ def prototype_difficulty(
         center_mask: (C,) bool, which of `centers` exist; `PrototypeMemory.centroids` gives both. None for all. A centre
             with a NaN or an infinity does not exist either.
         ignore_index: the label of rows that have no difficulty and enter no class mean.
-        leave_one_out: whether a sample is left out of its own class's mean when it is scored.
+        leave_one_out: whether a sample is left out of its own class's mean when it is scored. The paper's means contain
+            it, which makes small classes look easy: the only sample of a class has difficulty 0.
 
     Returns:
         (n,) in [0, 1]; float64 for float64 embeddings, else float32. NaN for ignored rows, for rows with a NaN or an

@@ -28,11 +28,9 @@ class SupervisedPrototypicalContrastiveLoss(Restorable):
     evaluation mode the prototypes are the centroids and nothing changes. While gradients are disabled the memory does
     not change. A row that is not finite makes the loss NaN, and its batch does not enter the memory.
 
-    With `gather_distributed` every rank enqueues the rows of all ranks, in rank order. The memories then stay the same
-    to the bit, and nothing is broadcast. Every rank has to make every call, in evaluation too. To evaluate on one rank
-    alone, set ``criterion.gather_distributed = False`` first. In eager code all ranks raise an error where their
-    settings differ, or the seeds or draw counters of their memories. Those of memories on a GPU are compared only if
-    the process group has no CPU backend.
+    With `gather_distributed` every rank enqueues the rows of all ranks, so the memories stay the same to the bit. Every
+    rank has to make every call, in evaluation too. In eager code all ranks raise an error where their settings differ.
+    To evaluate on one rank alone, set ``criterion.gather_distributed = False`` first.
 
     Args:
         num_classes: C.

@@ -8,8 +8,7 @@ statistics and their gradients::
     H_ij = exp(s_ij) (b_i + b_j) + c_i + c_j     same label     b_i likewise of positive_i, c_i = d loss / d sum_i
     d loss / d rows = scale H rows
 
-where v_j is the weight of candidate j, and H_ii = 0. Forward and backward take one product each for the scores of half
-the matrix and two more for H times rows: 4 N^2 D operations, where the plain N x N computation takes 6.
+where v_j is the weight of candidate j, and H_ii = 0.
 """
 
 from __future__ import annotations

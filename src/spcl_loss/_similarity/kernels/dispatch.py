@@ -1,16 +1,8 @@
 """The operator in Triton kernels, for CUDA devices, and for CPU tensors under Triton's interpreter.
 
-The mathematics and the names are those of `strips`: s_ij are the scores, H is the symmetric matrix whose product with
-the rows is the gradient, v_j = exp(log weight) of candidate j.
-
-* Up to `config.SMALL_ROWS` rows every program owns a few rows and meets all columns: one launch forward, one backward.
-* Above, the forward pass computes each pair i < j once. A tile of scores yields sums of its rows and of its columns.
-  A second kernel adds these partial statistics in a fixed order. There are no atomic additions, so every run gives the
-  same bits, with or without `torch.use_deterministic_algorithms`.
-* The backward pass writes tiles of H, in the products' precision, to a bounded workspace. The vendor's matrix product
-  multiplies them with the rows.
-* From `config.SORTED_ROWS` rows on they are sorted by class first. Then all pairs of nearly every tile share their
-  label, or none does, and such a tile needs no comparison of labels.
+docs/kernels.md describes the design. The mathematics and the names are those of `strips`: s_ij are the scores, H is the
+symmetric matrix whose product with the rows is the gradient, v_j = exp(log weight) of candidate j. Nothing is added
+atomically: every run gives the same bits, with or without `torch.use_deterministic_algorithms`.
 """
 
 # mypy: disable-error-code="no-untyped-call"
