@@ -176,7 +176,9 @@ class TestScores:
         curriculum = DifficultyCurriculumSampler(torch.zeros(30), num_epochs=3)
         order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
         for indices in order.split(7):
-            curriculum.observe(indices.to(index_dtype), embeddings[indices], labels[indices], centers)
+            reused = indices.to(index_dtype, copy=True)
+            curriculum.observe(reused, embeddings[indices], labels[indices], centers)
+            reused.zero_()
         curriculum.set_epoch(1)
         direct = DifficultyCurriculumSampler(prototype_difficulty(embeddings, labels, centers), num_epochs=3)
         torch.testing.assert_close(curriculum.keep_probability(), direct.keep_probability(1))

@@ -55,8 +55,7 @@ def check_ignore_index(value: int) -> None:
 
 def check_floating(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:
     """A floating tensor of this shape; a letter in `shape` stands for any size."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(_no_tensor(name, tensor))
+    _check_tensor(name, tensor)
     if tensor.dtype not in FLOATING:
         raise TypeError(
             f"{name} must be a floating tensor of 16, 32 or 64 bits; received {tensor.dtype}. "
@@ -105,19 +104,19 @@ def check_outside_backward() -> None:
 
 
 def check_integers(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(_no_tensor(name, tensor))
+    _check_tensor(name, tensor)
     if tensor.dtype not in _INTEGERS:
         raise TypeError(
             f"{name} must be an integer tensor; received {tensor.dtype}. Convert whole numbers with {name}.long()"
         )
 
 
-def _no_tensor(name: str, value: object) -> str:
-    return (
-        f"{name} must be a tensor; received {type(value).__name__}. "
-        "Pass one: torch.as_tensor converts lists and arrays of numbers"
-    )
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor; received {type(value).__name__}. "
+            "Pass one: torch.as_tensor converts lists and arrays of numbers"
+        )
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> None:

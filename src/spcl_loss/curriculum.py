@@ -186,7 +186,8 @@ class DifficultyCurriculumSampler(Sampler[int]):
         """
         scores = prototype_difficulty(embeddings, labels, centers, center_mask, ignore_index=ignore_index)
         check_indices(indices, scores.shape[0], self._difficulty.shape[0])
-        self._observed.append((indices.long(), scores.to(self._difficulty.dtype)))
+        # A copy: the caller may reuse the tensor for the next batch.
+        self._observed.append((indices.to(torch.int64, copy=True), scores.to(self._difficulty.dtype)))
         if len(self._observed) >= _MAX_WAITING:
             self._take_over_observations()
 

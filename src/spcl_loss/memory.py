@@ -80,9 +80,9 @@ class PrototypeMemory(Restorable):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        sizes = {"num_classes": num_classes, "embedding_dim": embedding_dim, "queue_size": queue_size}
-        for name, size in sizes.items():
-            check_size(name, size)
+        check_size("num_classes", num_classes)
+        check_size("embedding_dim", embedding_dim)
+        check_size("queue_size", queue_size)
         check_size("seed", seed, minimum=0, below=1 << 63)  # it is kept as an int64
         check_ignore_index(ignore_index)
         if dtype not in FLOATING:
