@@ -455,6 +455,7 @@ BAD_SAMPLER = [
     (ValueError, "seed must be at least 0...-1", lambda: new(seed=-1)),
     (TypeError, "True or False...'no'", lambda: new(shuffle="no")),
     (ValueError, "'linear', 'root', 'step'...'cosine'", lambda: new(schedule="cosine")),
+    (ValueError, "a pair (start, end)...array", lambda: new(schedule=np.array([0.2, 0.6]))),
     (ValueError, "a pair (start, end)...(0, 1, 2)", lambda: new(schedule=(0, 1, 2))),
     (ValueError, "from 0...(0.0, 1.5)", lambda: new(schedule=(0.0, 1.5))),
     (ValueError, "from 0...(-0.5, 1)", lambda: new(schedule=(-0.5, 1))),

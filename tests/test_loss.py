@@ -304,6 +304,7 @@ BAD_INPUT = {  # what the message says, what is passed
     ),
     "gathering no bool": (TypeError, "True or False...'False'", {"gather_distributed": "False"}),
     "unknown similarity": (ValueError, "shifted_cosine...euclidean", {"similarity": "euclidean"}),
+    "an array as an option": (ValueError, "shifted_cosine...array", {"similarity": np.array(["cosine", "cosine"])}),
     "unknown positives": (ValueError, "outside...both", {"positives": "both"}),
     "unknown contrast": (ValueError, "class_balanced...some", {"contrast": "some"}),
     "unknown reduction": (ValueError, "none...median", {"reduction": "median"}),

@@ -20,7 +20,7 @@ _PER_CLASS = {"class_weights", "prototype_mask", "center_mask"}  # vectors with 
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # an array compares entry by entry
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}; received {value!r}. Pass one of these"
         )
@@ -33,7 +33,7 @@ def check_bool(name: str, value: object) -> None:
 
 def check_number(name: str, value: float, minimum: float = -math.inf, example: str = "0.05") -> None:
     """A finite number above `minimum`."""
-    if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a Python number; received {type(value).__name__}. Pass one such as {example}")
     if not (minimum < value < math.inf):
         bound = "" if minimum == -math.inf else f" above {minimum:g}"

@@ -51,7 +51,7 @@ class Epoch(NamedTuple):
 
 def check_schedule(schedule: Schedule) -> None:
     pacings = get_args(Pacing)
-    if callable(schedule) or schedule in pacings:
+    if callable(schedule) or (isinstance(schedule, str) and schedule in pacings):
         return
     if not isinstance(schedule, tuple) or len(schedule) != 2:
         raise ValueError(
