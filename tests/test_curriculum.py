@@ -252,6 +252,9 @@ class TestResume:
         first.set_epoch(1)
         seen = take(iter(first), 20)
         observe_all(first)
+        anew = resumed(first.state_dict(position=0), draw=draw)
+        anew.set_epoch(1)
+        assert list(anew) == expected
         second = resumed(first.state_dict(), draw=draw)
         assert torch.equal(second.keep_probability(), first.keep_probability())
         second.set_epoch(1)

@@ -279,7 +279,9 @@ class TestPrediction:
 
         assert torch.equal(gradient(enabled=True), gradient(enabled=False))
 
-    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning", "ignore:.torch.jit:FutureWarning")
+    @pytest.mark.filterwarnings(
+        "ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning", "ignore:.torch.jit:FutureWarning"
+    )
     def test_a_trace_scores_other_numbers_of_rows(self):
         criterion, rows = trained(), batch(9)[0]
         traced = torch.jit.trace(lambda rows: criterion.logits(rows), batch(4, N=4)[0])
