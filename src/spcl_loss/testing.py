@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -135,6 +137,10 @@ def _rank(rank: int, folder: str, train: Train, steps: list[list[int]], timeout:
     if rank == 0:
         run("single", 0, [[sum(counts)] for counts in steps])
     run(str(rank), rank, steps)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # An interpreter that comes to its end while a thread of gloo frees a tensor aborts the process.
+    os._exit(0)
 
 
 def _train(
