@@ -30,10 +30,14 @@ def compare(
         ranks: the ranks that share these rows, each of which computes a part; None for one process.
 
     Returns:
-        Three tensors (A,): the log-sum-exp of the weighted scores of the candidates with another label (negatives),
-        the log-sum-exp of the scores of the other candidates with the same label (positives), and the sum of the
-        latter scores if it is wanted. The logarithm of an empty sum is about `LOG_ZERO`. For an anchor that is no
-        candidate they mean nothing. And (A,) the number of positives in the dtype of the rows, 0 for such an anchor.
+        Three tensors (A,), which mean nothing for an anchor that is no candidate:
+
+        - negatives: the log-sum-exp of the weighted scores of the candidates with another label;
+        - positives: the log-sum-exp of the scores of the other candidates with the same label;
+        - the sum of the latter scores, if it is wanted.
+
+        The logarithm of an empty sum is about `LOG_ZERO`.
+        And (A,) the number of positives in the dtype of the rows, 0 for an anchor that is no candidate.
     """
     is_dense = uses_dense(impl, comparison)
     if is_dense and not balanced:
