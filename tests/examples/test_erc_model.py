@@ -10,7 +10,7 @@ import torch
 import erc_tiny
 from erc import model as model_module
 from erc.files import InputError
-from erc.inputs import Prompts, collate
+from erc.inputs import Prompts, collate, lay_out
 from erc.model import EmotionModel, load_encoder, loss_options, packaged_minilm, precision, rate_factor
 from erc.settings import Settings
 from spcl_loss import METHODS
@@ -35,6 +35,18 @@ def tiny(request, tmp_path_factory):
     settings = erc_tiny.settings(erc_tiny.encoder(tmp_path_factory.mktemp("encoder"), request.param))
     tokenizer, backbone = load_encoder(settings)
     return settings, tokenizer, EmotionModel(backbone, 3, settings)
+
+
+def test_the_attention_of_a_gpu_gives_the_same_representations(tiny, monkeypatch):
+    settings, tokenizer, plain = tiny
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _, backbone = load_encoder(settings)  # MPNet has plain attention only
+    other = EmotionModel(backbone, 3, settings)
+    for inputs in ("dialogues", "prompts"):
+        samples = lay_out(erc_tiny.corpus().train, tokenizer, replace(settings, inputs=inputs)).samples[:7]
+        batch = collate(samples)
+        with torch.no_grad():
+            torch.testing.assert_close(other.eval()(batch)[0], plain.eval()(batch)[0])
 
 
 def prompts(tokenizer):
