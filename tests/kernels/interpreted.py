@@ -11,9 +11,9 @@ with pytest.MonkeyPatch.context() as _environment:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from spcl_loss._similarity.kernels import backward, dispatch, tiles
+    from spcl_loss._similarity.kernels import backward, dispatch, forward, tiles
 
-__all__ = ["PATHS", "WARNINGS", "backward", "choose", "dispatch", "interpret", "interpreter", "tiles"]
+__all__ = ["PATHS", "WARNINGS", "backward", "choose", "dispatch", "forward", "interpret", "interpreter", "tiles"]
 
 # The interpreter's NumPy on values that are meant: the logarithm of an empty sum, -inf, and the maximum of NaNs.
 # The last one is Triton 3.6's own, on its scalars.

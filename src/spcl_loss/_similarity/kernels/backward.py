@@ -24,11 +24,9 @@ from spcl_loss._similarity.kernels.tiles import (
     block,
     blocks_of,
     candidate,
-    described_rows,
     descriptors,
     halves,
     inner_products,
-    label_agreement,
     operand_of,
     product_constants,
     tile_for,
@@ -206,53 +204,31 @@ def _from_table(labels, table, index, num_rows, with_sum, OUTSIDE: tl.constexpr,
 
 
 @triton.jit
-def _uniform_h(scores, table, i, j, num_rows, agree, with_sum):
-    """`_h`, PLAIN, where all pairs share their label (`agree`) or none does: only one statistic contributes."""
-    grads = table + tl.where(agree, 2 * num_rows, num_rows)
-    weight_i = tl.where(agree, 1.0, tl.load(table + i, mask=i < num_rows, other=0.0))
-    weight_j = tl.where(agree, 1.0, tl.load(table + j, mask=j < num_rows, other=0.0))
-    grad_i = tl.load(grads + i, mask=i < num_rows, other=0.0)
-    grad_j = tl.load(grads + j, mask=j < num_rows, other=0.0)
-    h = tl.exp2(scores) * (grad_i[:, None] * weight_j[None, :] + weight_i[:, None] * grad_j[None, :])
-    if with_sum & agree:
-        c_i = tl.load(table + 3 * num_rows + i, mask=i < num_rows, other=0.0)
-        c_j = tl.load(table + 3 * num_rows + j, mask=j < num_rows, other=0.0)
-        h += c_i[:, None] + c_j[None, :]
-    return h
-
-
-@triton.jit
 def _store_h(
-    scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
+    scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
     BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr, DTYPE: tl.constexpr,
-    PLAIN: tl.constexpr, UNIFORM: tl.constexpr,
+    PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Stores H for WIDTH columns, PART columns at a time: all coefficients at once would exhaust the registers.
-
-    UNIFORM, which is PLAIN: all pairs share their label (`agree`) or none does, and they are off the diagonal.
-    """
+    """Stores H for WIDTH columns, PART columns at a time: all coefficients at once would exhaust the registers."""
     if WIDTH > PART:
         half: tl.constexpr = WIDTH // 2
         left, right = halves(scores, BM, WIDTH)
         _store_h(
-            left, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, agree, with_sum,
-            BM, half, PART, TMA, DTYPE, PLAIN, UNIFORM,
+            left, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
+            BM, half, PART, TMA, DTYPE, PLAIN,
         )  # fmt: skip
         _store_h(
-            right, labels, table, workspace, workspace_stride, row, column + half, i0, j0 + half, num_rows, agree,
-            with_sum, BM, half, PART, TMA, DTYPE, PLAIN, UNIFORM,
+            right, labels, table, workspace, workspace_stride, row, column + half, i0, j0 + half, num_rows, with_sum,
+            BM, half, PART, TMA, DTYPE, PLAIN,
         )  # fmt: skip
     else:
         i = i0 + tl.arange(0, BM)
         j = j0 + tl.arange(0, WIDTH)
-        if UNIFORM:
-            h = _uniform_h(scores, table, i, j, num_rows, agree, with_sum)
-        else:
-            of_i = _from_table(labels, table, i, num_rows, with_sum, -3, PLAIN)
-            of_j = _from_table(labels, table, j, num_rows, with_sum, -2, PLAIN)
-            h = _h(scores, of_i, of_j, with_sum, PLAIN)
-            if (j0 < i0 + BM) & (i0 < j0 + WIDTH):
-                h = tl.where(i[:, None] == j[None, :], 0.0, h)
+        of_i = _from_table(labels, table, i, num_rows, with_sum, -3, PLAIN)
+        of_j = _from_table(labels, table, j, num_rows, with_sum, -2, PLAIN)
+        h = _h(scores, of_i, of_j, with_sum, PLAIN)
+        if (j0 < i0 + BM) & (i0 < j0 + WIDTH):
+            h = tl.where(i[:, None] == j[None, :], 0.0, h)
         if TMA:
             workspace.store([row, column], h.to(DTYPE))
         else:
@@ -263,29 +239,21 @@ def _store_h(
 
 @triton.jit(do_not_specialize=SIZES)
 def h_of_tiles(
-    left, right, labels, ranges, table, workspace, workspace_twice, log2_scale, first_i, first_j, num_rows, width,
-    num_i, workspace_stride, with_sum,
+    left, right, labels, table, workspace, log2_scale, first_i, first_j, num_rows, width, num_i, workspace_stride,
+    with_sum,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PART: tl.constexpr, TMA: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """Writes a tile of H, rounded, to the workspace, given for blocks of PART columns and again for twice as many."""
+    """Writes a tile of H, rounded, to the workspace."""
     row = tl.program_id(0) % num_i * BM
     column = tl.program_id(0) // num_i * BN
     i0 = first_i + row
     j0 = first_j + column
     scores = inner_products(left, right, i0, j0, num_rows, width, BM, BN, BK, TMA, DTYPE, PRECISION)
-    scores *= log2_scale
-    all_agree, none_agree = label_agreement(ranges, i0, j0, num_rows, BM, BN)
-    if PLAIN and (all_agree | none_agree) & ((j0 >= i0 + BM) | (i0 >= j0 + BN)):
-        _store_h(
-            scores, labels, table, workspace_twice, workspace_stride, row, column, i0, j0, num_rows, all_agree,
-            with_sum, BM, BN, 2 * PART, TMA, DTYPE, PLAIN, True,
-        )  # fmt: skip
-    else:
-        _store_h(
-            scores, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, all_agree,
-            with_sum, BM, BN, PART, TMA, DTYPE, PLAIN, False,
-        )  # fmt: skip
+    _store_h(
+        scores * log2_scale, labels, table, workspace, workspace_stride, row, column, i0, j0, num_rows, with_sum,
+        BM, BN, PART, TMA, DTYPE, PLAIN,
+    )  # fmt: skip
 
 
 def _coefficient_table(rows: Tensor, comparison: Comparison, upstream: Upstream, largest: Tensor) -> Tensor:
@@ -316,7 +284,6 @@ def tiled(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
     tile = tile_for(rows, comparison, "backward")
     constants = product_constants(tile, comparison)
     table = _coefficient_table(rows, comparison, upstream, largest)
-    ranges, _ = described_rows(rows, comparison, tile)
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
     factor = operand[:, :width]
@@ -334,9 +301,8 @@ def tiled(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
             h_of_tiles[(num_i * num_j,)](
                 *blocks,
                 labels,
-                ranges,
                 table,
-                *blocks_of(workspace, (tile.rows, tile.part), (tile.rows, min(2 * tile.part, tile.columns))),
+                *blocks_of(workspace, (tile.rows, tile.part)),
                 scale * LOG2E.value,
                 top,
                 left,

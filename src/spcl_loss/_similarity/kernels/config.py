@@ -11,11 +11,10 @@ import torch
 
 from spcl_loss._numerics import is_half
 
-# Chosen on paper and from compiled code: none of these has been measured on a GPU.
 # Up to this many rows, one launch per pass does everything.
 SMALL_ROWS = 256
-# From this many rows on, sorting them by class costs less than comparing labels pair by pair.
-SORTED_ROWS = 8192
+# From this many rows on, the forward pass sorts them by class: that costs less than to compare labels pair by pair.
+SORTED_ROWS = 16384
 # Upper bound of what is kept between two kernels: partial statistics, or entries of H.
 WORKSPACE_BYTES = 768 << 20
 # Rows of the forward pass whose partial statistics are kept before they are added up.
@@ -63,16 +62,16 @@ TILES: dict[str, dict[str, dict[str, Tile]]] = {
     },
     "sm_90": {
         "half": {
-            "small": Tile(16, 64, 64, 4, 2, slice=64),
+            "small": Tile(16, 64, 64, 4, 4, slice=64),
             "forward": Tile(128, 128, 64, 4, 3, 32),
             "forward_steep": Tile(128, 128, 64, 4, 3, 16),
-            "backward": Tile(128, 128, 64, 4, 3, 32),
-            "backward_steep": Tile(128, 128, 64, 4, 3, 16),
+            "backward": Tile(128, 128, 64, 4, 3, 16),
         },
         "tf32": {
             "small": Tile(16, 32, 32, 4, 3, slice=64),
-            "forward": Tile(128, 128, 32, 8, 3, 32),
-            "backward": Tile(128, 128, 32, 8, 3, 32),
+            "forward": Tile(256, 128, 32, 8, 3, 32),
+            "forward_steep": Tile(128, 128, 32, 8, 3, 32),
+            "backward": Tile(128, 128, 32, 4, 3, 16),
         },
     },
     "sm_100": {

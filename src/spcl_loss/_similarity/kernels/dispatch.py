@@ -9,8 +9,6 @@ atomically: every run gives the same bits, with or without `torch.use_determinis
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -20,16 +18,19 @@ from spcl_loss._similarity.kernels import backward, config, forward
 
 def statistics(rows: Tensor, comparison: Comparison) -> Statistics:
     """The forward pass; see `spcl_loss._similarity.compare`."""
-    num_anchors = comparison.num_anchors
+    labels, log_weights, num_anchors = comparison.labels, comparison.log_weights, comparison.num_anchors
     if num_anchors == 0:
         return rows.new_empty(0), rows.new_empty(0), rows.new_empty(0)
     compute = forward.small if rows.shape[0] <= config.SMALL_ROWS else forward.tiled
     with torch.cuda.device_of(rows):
         if rows.shape[0] < config.SORTED_ROWS:
             return compute(rows, comparison)
-        order = _class_order(comparison.labels, num_anchors)
-        negative, positive, positive_sum = compute(rows[order], _reordered(comparison, order))
-        return _restored(negative, order), _restored(positive, order), _restored(positive_sum, order)
+        order = _class_order(labels, num_anchors)
+        log_weights = None if log_weights is None else log_weights[order]
+        found = compute(rows[order], comparison._replace(labels=labels[order], log_weights=log_weights))
+        anchors = order[:num_anchors]
+        negative, positive, positive_sum = (torch.empty_like(one).index_copy_(0, anchors, one) for one in found)
+        return negative, positive, positive_sum
 
 
 def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor:
@@ -39,29 +40,10 @@ def gradient(rows: Tensor, comparison: Comparison, upstream: Upstream) -> Tensor
         return rows.new_zeros(num_grads, rows.shape[1])
     compute = backward.small if rows.shape[0] <= config.SMALL_ROWS else backward.tiled
     with torch.cuda.device_of(rows):
-        if rows.shape[0] < config.SORTED_ROWS:
-            return compute(rows, comparison, upstream)
-        order = _class_order(comparison.labels, num_grads, num_anchors)
-        anchors = order[:num_anchors]
-        upstream = Upstream(upstream.negative[anchors], upstream.positive[anchors], upstream.grads[:, anchors])
-        return _restored(compute(rows[order], _reordered(comparison, order), upstream), order)
+        return compute(rows, comparison, upstream)
 
 
-def _class_order(labels: Tensor, *ends: int) -> Tensor:
-    """A permutation of the rows that makes members of a class neighbours.
-
-    Each range of rows up to one of the `ends`, and the rest, is sorted by itself: anchors and rows with a gradient stay
-    in front.
-    """
-    bounds = sorted({0, *ends, labels.shape[0]})
-    return torch.cat([labels[start:end].argsort(stable=True) + start for start, end in pairwise(bounds)])
-
-
-def _restored(values: Tensor, order: Tensor) -> Tensor:
-    """Values of the leading rows in `_class_order`, back at the places of the rows. Needs no inverse, no sort."""
-    return torch.empty_like(values).index_copy_(0, order[: values.shape[0]], values)
-
-
-def _reordered(comparison: Comparison, order: Tensor) -> Comparison:
-    log_weights = None if comparison.log_weights is None else comparison.log_weights[order]
-    return comparison._replace(labels=comparison.labels[order], log_weights=log_weights)
+def _class_order(labels: Tensor, num_anchors: int) -> Tensor:
+    """A permutation of the rows that makes members of a class neighbours. The anchors stay in front."""
+    behind = labels[num_anchors:].argsort(stable=True) + num_anchors
+    return torch.cat([labels[:num_anchors].argsort(stable=True), behind])

@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spcl_loss._numerics import PLAIN_SCALE
 from spcl_loss._similarity.comparison import Comparison, Statistics
-from spcl_loss._similarity.kernels.config import forward_bands
+from spcl_loss._similarity.kernels.config import Tile, forward_bands
 from spcl_loss._similarity.kernels.tiles import (
     FUSED,
     LOG2E,
@@ -18,11 +19,9 @@ from spcl_loss._similarity.kernels.tiles import (
     SIZES,
     blocks_of,
     candidate,
-    described_rows,
     descriptors,
     halves,
     inner_products,
-    label_agreement,
     operand_of,
     product_constants,
     tile_for,
@@ -122,6 +121,64 @@ def small(rows: Tensor, comparison: Comparison) -> Statistics:
 
 
 @triton.jit
+def _label_agreement(ranges, i0, j0, num_rows, BM: tl.constexpr, BN: tl.constexpr):
+    """Returns (all pairs of a tile share a label, no pair does); both are False if undecided.
+
+    ranges: see `describe_rows`.
+    """
+    GROUP: tl.constexpr = BM if BM < BN else BN
+    least_i, greatest_i = _label_range(ranges, i0, num_rows, BM, GROUP)
+    least_j, greatest_j = _label_range(ranges, j0, num_rows, BN, GROUP)
+    all_agree = (least_i == greatest_i) & (least_j == greatest_j) & (least_i == least_j)
+    return all_agree, (greatest_i < least_j) | (greatest_j < least_i)
+
+
+@triton.jit
+def _label_range(ranges, first, num_rows, HEIGHT: tl.constexpr, GROUP: tl.constexpr):
+    num_groups = tl.cdiv(num_rows, GROUP)
+    group = first // GROUP + tl.arange(0, HEIGHT // GROUP)
+    least = tl.load(ranges + group, mask=group < num_groups, other=-2)
+    greatest = tl.load(ranges + num_groups + group, mask=group < num_groups, other=-2)
+    return tl.min(least, 0), tl.max(greatest, 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def describe_rows(
+    labels, log_weights, num_weights, ranges, weights, num_rows, GROUP: tl.constexpr, PLAIN: tl.constexpr
+):  # fmt: skip
+    """Describes GROUP rows once for all tiles.
+
+    ranges: (2, groups) the least and the greatest label of each group of rows.
+    weights: (R,) see `candidate`.
+    """
+    group = tl.program_id(0)
+    index = group * GROUP + tl.arange(0, GROUP)
+    inside = index < num_rows
+    label, weight = candidate(labels, log_weights, num_weights, index, num_rows, -2, PLAIN)
+    tl.store(weights + index, weight, mask=inside)
+    tl.store(ranges + group, tl.min(label, 0))
+    tl.store(ranges + tl.cdiv(num_rows, GROUP) + group, tl.max(label, 0))
+
+
+def _described_rows(rows: Tensor, comparison: Comparison, tile: Tile) -> tuple[Tensor, Tensor]:
+    """`ranges` and `weights`; see `describe_rows`."""
+    group = min(tile.rows, tile.columns)
+    num_groups = triton.cdiv(rows.shape[0], group)
+    ranges, weights = comparison.labels.new_empty(2, num_groups), rows.new_empty(rows.shape[0])
+    describe_rows[(num_groups,)](
+        comparison.labels,
+        *weights_pointer(rows, comparison.log_weights),
+        ranges,
+        weights,
+        rows.shape[0],
+        GROUP=group,
+        PLAIN=comparison.scale <= PLAIN_SCALE,
+        **FUSED,
+    )
+    return ranges, weights
+
+
+@triton.jit
 def _store_columns(
     scores, labels, weights, column, column_stat, i0, j0, num_rows, num_anchors, with_sum,
     BM: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, PLAIN: tl.constexpr,
@@ -213,7 +270,7 @@ def statistics_of_tiles(
         row_stat = num_j.to(tl.int64) * num_i * BM
         column = column_parts + block_i.to(tl.int64) * num_j * BN + block_j * BN
         column_stat = num_i.to(tl.int64) * num_j * BN
-        all_agree, none_agree = label_agreement(ranges, i0, j0, num_rows, BM, BN)
+        all_agree, none_agree = _label_agreement(ranges, i0, j0, num_rows, BM, BN)
         if PLAIN and (all_agree | none_agree) & (j0 >= i0 + BM):
             negative, positive, positive_sum = _store_uniform(
                 scores * log2_scale, weights, column, column_stat, i0, j0, num_rows, all_agree, with_sum, BM, BN
@@ -284,7 +341,7 @@ def tiled(rows: Tensor, comparison: Comparison) -> Statistics:
         outputs[2].zero_()
     operand = operand_of(rows, product_dtype)
     blocks = blocks_of(operand, (tile.rows, tile.depth), (tile.columns, tile.depth))
-    ranges, weights = described_rows(rows, comparison, tile)
+    ranges, weights = _described_rows(rows, comparison, tile)
     num_rows, width = operand.shape
     for first, height in forward_bands(num_rows, num_anchors, tile):
         num_i, num_j = triton.cdiv(height, tile.rows), triton.cdiv(num_rows - first, tile.columns)

@@ -76,64 +76,6 @@ def candidate(labels, log_weights, num_weights, index, num_rows, OUTSIDE: tl.con
     return label, tl.exp2(log2_weight) if PLAIN else log2_weight
 
 
-@triton.jit
-def label_agreement(ranges, i0, j0, num_rows, BM: tl.constexpr, BN: tl.constexpr):
-    """Returns (all pairs of a tile share a label, no pair does); both are False if undecided.
-
-    ranges: see `describe_rows`.
-    """
-    GROUP: tl.constexpr = BM if BM < BN else BN
-    least_i, greatest_i = _label_range(ranges, i0, num_rows, BM, GROUP)
-    least_j, greatest_j = _label_range(ranges, j0, num_rows, BN, GROUP)
-    all_agree = (least_i == greatest_i) & (least_j == greatest_j) & (least_i == least_j)
-    return all_agree, (greatest_i < least_j) | (greatest_j < least_i)
-
-
-@triton.jit
-def _label_range(ranges, first, num_rows, HEIGHT: tl.constexpr, GROUP: tl.constexpr):
-    num_groups = tl.cdiv(num_rows, GROUP)
-    group = first // GROUP + tl.arange(0, HEIGHT // GROUP)
-    least = tl.load(ranges + group, mask=group < num_groups, other=-2)
-    greatest = tl.load(ranges + num_groups + group, mask=group < num_groups, other=-2)
-    return tl.min(least, 0), tl.max(greatest, 0)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def describe_rows(
-    labels, log_weights, num_weights, ranges, weights, num_rows, GROUP: tl.constexpr, PLAIN: tl.constexpr
-):  # fmt: skip
-    """Describes GROUP rows once for all tiles.
-
-    ranges: (2, groups) the least and the greatest label of each group of rows.
-    weights: (R,) see `candidate`.
-    """
-    group = tl.program_id(0)
-    index = group * GROUP + tl.arange(0, GROUP)
-    inside = index < num_rows
-    label, weight = candidate(labels, log_weights, num_weights, index, num_rows, -2, PLAIN)
-    tl.store(weights + index, weight, mask=inside)
-    tl.store(ranges + group, tl.min(label, 0))
-    tl.store(ranges + tl.cdiv(num_rows, GROUP) + group, tl.max(label, 0))
-
-
-def described_rows(rows: Tensor, comparison: Comparison, tile: Tile) -> tuple[Tensor, Tensor]:
-    """`ranges` and `weights`; see `describe_rows`."""
-    group = min(tile.rows, tile.columns)
-    num_groups = triton.cdiv(rows.shape[0], group)
-    ranges, weights = comparison.labels.new_empty(2, num_groups), rows.new_empty(rows.shape[0])
-    describe_rows[(num_groups,)](
-        comparison.labels,
-        *weights_pointer(rows, comparison.log_weights),
-        ranges,
-        weights,
-        rows.shape[0],
-        GROUP=group,
-        PLAIN=comparison.scale <= PLAIN_SCALE,
-        **FUSED,
-    )
-    return ranges, weights
-
-
 def product_constants(tile: Tile, comparison: Comparison) -> dict[str, Any]:
     """Compile-time arguments of every kernel that multiplies."""
     names = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
