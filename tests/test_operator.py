@@ -200,6 +200,7 @@ def test_few_operators_a_step(N, most, monkeypatch):
     assert 50 < computing.number <= most
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to wait for")
 @pytest.mark.parametrize("impl", IMPLS)
 def test_no_host_synchronisation(impl):
