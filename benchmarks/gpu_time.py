@@ -30,7 +30,7 @@ Job = tuple[Row, Callable[[], list[Row]]]
 
 
 def time_jobs(dtype: torch.dtype, impl: str, device: torch.device, plan: Row) -> Iterator[Job]:
-    """A job for every contestant at every size. At each, what compiles longest comes last."""
+    """A job for every contestant at every size. Those that PyTorch compiles, which takes minutes, come last."""
     about = {"dtype": str(dtype).removeprefix("torch.")}
     product = f"product of two {plan['product']}-square matrices"
     yield {**about, "what": product}, partial(product_rate, dtype, device, plan)
@@ -47,16 +47,18 @@ def time_jobs(dtype: torch.dtype, impl: str, device: torch.device, plan: Row) ->
         }
         criterion, steps = whole_steps(D, impl, device, compiled)
         steps |= {f"{how}, CUDA graph": step for how, step in steps.items()}
+        jobs: list[Job] = []
         for N in plan["sizes"]:
             shape = {"N": N, "D": D, **about}
+            for what, loss in losses.items():
+                jobs.append(({**shape, "what": what}, partial(ours_or_dense, what, loss, N, D, dtype, device, plan)))
             for how, step in steps.items():
                 run = partial(whole_step, how, step, criterion, N, D, dtype, device, plan)
-                yield {**shape, "what": f"ours with memory, {how}"}, run
+                jobs.append(({**shape, "what": f"ours with memory, {how}"}, run))
             for name, what in PEERS.items():
                 if installed(name):
-                    yield {**shape, "what": what}, partial(peer, name, N, D, dtype, device, plan)
-            for what, loss in losses.items():
-                yield {**shape, "what": what}, partial(ours_or_dense, what, loss, N, D, dtype, device, plan)
+                    jobs.append(({**shape, "what": what}, partial(peer, name, N, D, dtype, device, plan)))
+        yield from sorted(jobs, key=lambda job: "compiled" in job[0]["what"])
 
 
 def count_jobs(impl: str, device: torch.device, plan: Row) -> Iterator[Job]:
