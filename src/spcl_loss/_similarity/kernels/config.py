@@ -36,9 +36,10 @@ class Tile(NamedTuple):
     slice: int = 0  # columns of the gradient that a program of the small backward pass computes
 
 
-# None spills registers. Those of sm_90 were the fastest of some 150 on an H100 and an H200 (docs/kernels.md): two
-# programs share a multiprocessor, and one multiplies while the other finishes its tile. The others are not measured.
-# "steep": for scales whose exponentials overflow, where such a kernel needs another tile.
+# None spills registers. Those of sm_90 were chosen among some 150 on an H100 and an H200 (docs/kernels.md), the steep
+# ones from compiled code alone. Two programs share a multiprocessor: one multiplies while the other finishes its tile.
+# The other architectures are not measured. "steep": for scales whose exponentials overflow, where such a kernel needs
+# another tile.
 # architecture -> precision of the products -> kernel
 TILES: dict[str, dict[str, dict[str, Tile]]] = {
     "sm_80": {  # compute capability 8.x, and 12.x, which has no more shared memory: 99 KiB suffice
